@@ -26,8 +26,8 @@ def environment() -> dict[str, str]: # Name to version, `python` included, in al
 
 # %% ../../nbs/stores/24_origin.ipynb #633b0507
 def package_code(
-    folder:Path=Path(__file__).parents[1] if "__file__" in globals() else Path() # Folder of a package
-) -> str:                                                                        # 64 hexadecimal digits
+    folder:Path # Folder of a package
+) -> str:       # 64 hexadecimal digits
     "Digest of all Python sources under `folder`"
     return digest({p.relative_to(folder).as_posix(): digest_file(p) for p in sorted(folder.rglob("*.py"))})
 

@@ -1,0 +1,133 @@
+"Faults of the artifact store and of the durable write below it: full disks, files in the way, damage, hostile names, races"
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retrain_nb.digest import digest
+from retrain_nb.durable import safe_name, write_atomic, write_once
+from retrain_nb.records import RetrainError, UsageError, VerificationError
+from retrain_nb.stores.artifacts import KINDS, Artifacts
+
+MODEL = b'{"booster": "tree"}'
+
+
+def every_file(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_every_kind_of_the_list_goes_in_and_comes_out(tmp_path):
+    store = Artifacts(tmp_path)
+    assert "pickle" not in KINDS
+    for kind in KINDS:
+        assert store.get(store.put(MODEL + kind.encode(), kind)) == MODEL + kind.encode()
+
+
+def test_any_of_19_bytes_changed_is_found(tmp_path):
+    store = Artifacts(tmp_path)
+    name = store.put(MODEL, "model")
+    for i in range(len(MODEL)):
+        store.path(name).write_bytes(MODEL[:i] + bytes([MODEL[i] ^ 1]) + MODEL[i+1:])
+        with pytest.raises(VerificationError, match=f"{name}.*was changed.*recorded is {name}"): store.get(name)
+    store.path(name).write_bytes(MODEL[:-1])
+    with pytest.raises(VerificationError): store.get(name)
+    store.path(name).unlink()
+    assert not store.has(name)
+    with pytest.raises(VerificationError, match="is missing"): store.get(name)
+
+
+@given(st.one_of(st.text(), st.text(alphabet="./\\0af%", max_size=70), st.binary(), st.just("A"*64), st.just("0"*64 + "\n"), st.none()))
+def test_no_crafted_name_reaches_a_path(text):
+    store = Artifacts("/nowhere")
+    for ask in (store.get, store.has, store.path):
+        with pytest.raises(UsageError): ask(text)
+
+
+@given(st.text(alphabet="ab.-_/\\ \n\0Z", max_size=70))
+def test_a_safe_name_stays_in_its_folder(text):
+    try: name = safe_name(text)
+    except UsageError: return
+    assert os.path.dirname(os.path.normpath(f"/store/{name}")) == "/store"
+
+
+def test_16_writers_of_one_artifact_leave_one_whole_file(tmp_path):
+    data = b'{"x": "' + b"0"*200_000 + b'"}'
+    with ThreadPoolExecutor(16) as pool: names = set(pool.map(lambda _: Artifacts(tmp_path).put(data, "record"), range(16)))
+    assert names == {digest(data)}
+    assert every_file(tmp_path) == [f"{digest(data)[:2]}/{digest(data)}"]
+    assert Artifacts(tmp_path).get(digest(data)) == data
+
+
+def test_what_a_killed_writer_left_is_neither_listed_nor_in_the_way(tmp_path):
+    store, name = Artifacts(tmp_path), digest(MODEL)
+    store.path(name).parent.mkdir()
+    (store.path(name).parent/f".{name}.0123456789abcdef.tmp").write_bytes(MODEL[:5])
+    assert store.digests() == []
+    assert store.put(MODEL, "model") == name
+    assert store.digests() == [name]
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from retrain_nb.durable import write_atomic
+from retrain_nb.records import RetrainError
+from retrain_nb.stores.artifacts import Artifacts
+folder = Path(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+large = b'{"x": "' + b"0"*50_000 + b'"}'
+for write in (lambda: Artifacts(folder).put(large, "model"), lambda: write_atomic(folder/"index.html", b"n"*50_000)):
+    try: write()
+    except RetrainError as e: print(e.exit_code, e)
+"""
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_the_former_file_as_it_was(tmp_path):
+    kept = Artifacts(tmp_path).put(MODEL, "model")
+    write_atomic(tmp_path/"index.html", b"one run")
+    before = every_file(tmp_path)
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
+    for line, size in zip(done.stdout.splitlines(), ("50,009 bytes", "50,000 bytes"), strict=True):
+        assert line.startswith("1 no room for " + size) and str(tmp_path) in line and "Free some space" in line
+    assert every_file(tmp_path) == before
+    assert (tmp_path/"index.html").read_bytes() == b"one run"
+    assert Artifacts(tmp_path).get(kept) == MODEL
+
+
+DENIED = """
+import os, sys
+from retrain_nb.records import RetrainError
+from retrain_nb.stores.artifacts import Artifacts
+if os.geteuid() == 0: os.setuid(65534)                     # Root may write anywhere, so become somebody who may not
+try: Artifacts(sys.argv[1]).put(b"{}", "model")
+except RetrainError as e: print(e.exit_code, e)
+"""
+
+
+def test_a_read_only_folder_is_named_with_its_user_and_cure():
+    folder = Path(tempfile.mkdtemp())                      # Not `tmp_path`, which others may not even enter
+    folder.chmod(0o555)
+    try:
+        done = subprocess.run([sys.executable, "-c", DENIED, str(folder)], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"1 no permission to write {folder}/") and f"Let this user write to {folder}" in done.stdout
+        assert f"as user {os.geteuid() or 65534}" in done.stdout
+        assert every_file(folder) == []
+    finally: folder.rmdir()
+
+
+def test_a_file_where_the_folder_should_be_is_named(tmp_path):
+    (tmp_path/"store").write_text("not a folder")
+    with pytest.raises(RetrainError, match="a file is in the way"): Artifacts(tmp_path/"store").put(MODEL, "model")
+    assert every_file(tmp_path) == ["store"]
+
+
+def test_write_once_never_touches_other_bytes(tmp_path):
+    (tmp_path/"a").write_bytes(b"evidence")
+    with pytest.raises(VerificationError): write_once(tmp_path/"a", b"something else")
+    assert (tmp_path/"a").read_bytes() == b"evidence"

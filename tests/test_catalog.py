@@ -1,0 +1,169 @@
+"The catalog is a view: made again from the ledger it is the same, whatever happened"
+import random
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from retrain_nb.records import DataError, UsageError
+from retrain_nb.stores import catalog, ledger
+
+
+def open_all(address="sqlite://"):
+    engine = ledger.open_database(address)
+    catalog.create(engine)
+    return engine
+
+
+def write(connection, kind, key, body, at="2013-06-01T00:00:00Z"):
+    entry = ledger.append(connection, kind, key, body, at)
+    catalog.project(connection, entry.seq, entry.kind, entry.at, entry.body)
+    return entry
+
+
+def hexes(rng, n=64): return "".join(rng.choice("0123456789abcdef") for _ in range(n))
+
+
+def history(seed, length):
+    "A random valid life of a workbench: (kind, key, body, at), where clocks jump by days"
+    rng, snapshots, models, serving = random.Random(seed), [], [], ""
+    facts = [("workbench.created", "created", {"name": "w", "root_hint": "/w", "settings": hexes(rng), "by": "ana"})]
+    for turn in range(length):
+        day = f"2013-06-{1 + turn % 28:02d}T00:00:00Z"
+        if not snapshots or rng.random() < .7: snapshots.append(hexes(rng))
+        name = rng.choice(snapshots)
+        facts.append(("snapshot.frozen", f"snapshot:{name}:{turn}", {
+                      "snapshot": name, "as_of": day, "rows": rng.randrange(10**6), "start": day, "end": day,
+                      "parts": [{"period": "2013-06", "rows": 3}], "source": {"adapter": "a:b", "code": hexes(rng)}}))
+        run = hexes(rng, 12)
+        facts.append(("run.planned", f"planned:{run}", {
+                      "run": run, "page": "retrain", "recipe": "", "parameters": {"seed": turn, "share": .5}, "as_of": day, "cycle": day}))
+        for attempt in range(1, rng.randrange(1, 4)):
+            facts.append(("run.started", f"started:{run}:{attempt}", {
+                          "run": run, "attempt": attempt, "pid": rng.randrange(9999), "host": "h", "lease_until": day}))
+            if rng.random() < .15: continue                # Killed with its runner: nobody wrote its end
+            state = rng.choice(["ok", "ok", "ok", "failed", "killed", "lost"])
+            model = rng.choice([hexes(rng), *models[-1:]]) if state == "ok" else ""
+            body = {"run": run, "state": state, "cause": "" if state == "ok" else "x", "cell": None if state == "ok" else 4,
+                    "seconds": rng.random()*90, "cpu_seconds": rng.random()*90, "peak_mb": float(rng.randrange(900)),
+                    "outcome": rng.choice(["PASS", "FAIL", "INSUFFICIENT", None]), "verdict": {"name": "gates", "parts": [{"value": .1}]},
+                    "model": model, "metrics": {"auc": rng.random(), "whole": 1.0, "huge": 1e17},
+                    "notebook": hexes(rng), "record": hexes(rng), "report": "reports/x.html"}
+            facts.append(("run.ended", f"ended:{run}:{attempt}", body))
+            if not model: continue
+            models.append(model)
+            if rng.random() < .5:
+                facts.append(("champion.set", f"champion:{run}:{attempt}", {
+                              "model": model, "run": run, "snapshot": name, "as_of": day, "previous": serving,
+                              "decision": "refresh" if serving else "bootstrap",
+                              "verdict": {"outcome": "PASS"}, "by": "cycle", "reason": "passed"}))
+                serving = model
+            else:
+                facts.append(("champion.kept", f"kept:{run}:{attempt}", {
+                              "model": serving, "run": run, "as_of": day, "verdict": None, "reason": "auc fell"}))
+        facts.append(("report.rendered", f"report:{run}", {"anything": [1, 2.0, None]}))
+        facts.append(("cycle.ended", f"cycle:{turn}:{day}", {
+                      "cycle": day, "as_of": day, "outcome": "PASS", "verdict": {}, "run": run,
+                      "champion": serving, "did": ["froze", "trained"]}))
+    return [(*f, f"2013-06-{rng.randrange(1, 29):02d}T00:00:00Z") for f in facts]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 8), st.integers(0, 10**6))
+def test_made_again_from_the_ledger_every_row_is_the_same(seed, length, again):
+    engine, facts, rng = open_all(), history(seed, length), random.Random(again)
+    with engine.begin() as c:
+        for fact in facts: write(c, *fact)
+        before, told = catalog.dump(c), ledger.entries(c)
+        for fact in rng.sample(facts, len(facts)): write(c, *fact)           # Delivered again, in any order
+        assert catalog.dump(c) == before
+        catalog.rebuild(c, iter(told))
+        assert catalog.dump(c) == before
+        text = [[tuple(r) for r in c.execute(sa.text(f"SELECT * FROM {t} ORDER BY 1"))] for t in catalog.metadata.tables]
+        catalog.rebuild(c, rng.sample(told, len(told)))                      # And from entries in any order: their numbers count
+        assert [[tuple(r) for r in c.execute(sa.text(f"SELECT * FROM {t} ORDER BY 1"))] for t in catalog.metadata.tables] == text
+    engine.dispose()
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**6))
+def test_the_questions_agree_with_the_ledger(seed):
+    engine = open_all()
+    with engine.begin() as c:
+        for fact in history(seed, 6): write(c, *fact)
+        told = ledger.entries(c)
+        crowned = [e for e in told if e.kind == "champion.set"]
+        newest = catalog.champion(c)
+        assert (newest is None) == (not crowned)
+        if newest: assert newest["model"] == crowned[-1].body["model"] and newest["seq"] == crowned[-1].seq
+        assert [r["model"] for r in catalog.champions(c)] == [e.body["model"] for e in crowned]
+        state = {}
+        for e in told:
+            if not e.kind.startswith("run."): continue
+            state[e.body["run"]] = {"run.planned": "planned", "run.started": "running"}.get(e.kind) or e.body["state"]
+        assert {r["run"]: r["state"] for r in catalog.runs(c, limit=100)} == state
+        assert {r["run"] for r in catalog.running(c)} == {r for r, s in state.items() if s == "running"}
+        assert all(r["cause"] is None and r["ended_at"] is None and r["outcome"] is None for r in catalog.running(c))
+        assert catalog.last_cycle(c)["last"] == max(e.seq for e in told if e.kind == "cycle.ended")
+        for name in state:
+            assert catalog.find(c, name)["kind"] == "run" and catalog.run(c, name)["run"] == name
+    engine.dispose()
+
+
+def test_entry_and_rows_are_there_together_or_not_at_all(tmp_path):
+    engine = open_all(f"sqlite:///{tmp_path}/ledger.db")
+    with pytest.raises(DataError, match="does not say its 'model'"), engine.begin() as c:
+        write(c, "champion.set", "champion:1", {"run": "r", "decision": "bootstrap"})
+    with ledger.reading(engine) as c: assert ledger.entries(c) == [] and catalog.champions(c) == []
+    with pytest.raises(ZeroDivisionError), engine.begin() as c:
+        write(c, "champion.set", "champion:1", {"model": "m", "run": "r", "decision": "bootstrap"})
+        1/0  # noqa: B018
+    with ledger.reading(engine) as c: assert ledger.entries(c) == [] and catalog.champion(c) is None
+
+
+def test_a_failed_rebuild_leaves_the_old_tables(tmp_path):
+    engine = open_all(f"sqlite:///{tmp_path}/ledger.db")
+    with engine.begin() as c:
+        for fact in history(3, 3): write(c, *fact)
+        before, told = catalog.dump(c), ledger.entries(c)
+    with pytest.raises(ZeroDivisionError), engine.begin() as c:
+        catalog.rebuild(c, told[:4])
+        1/0  # noqa: B018
+    with ledger.reading(engine) as c: assert catalog.dump(c) == before
+
+
+def test_opening_twice_makes_the_tables_once(tmp_path):
+    for _ in range(2): engine = open_all(f"sqlite:///{tmp_path}/ledger.db")
+    assert set(sa.inspect(engine).get_table_names()) == {"entries", "runs", "models", "snapshots", "champions", "cycles"}
+
+
+def test_a_name_is_found_by_its_beginning_and_never_guessed():
+    engine = open_all()
+    with engine.begin() as c:
+        for i, name in enumerate(["abc1", "abc2", "abcd%", "Abc9"]): write(c, "run.planned", f"p{i}", {"run": name, "page": "retrain"})
+        write(c, "snapshot.frozen", "s", {"snapshot": "abc1ffff", "rows": 3})
+        assert catalog.find(c, "abc2")["run"] == "abc2"
+        assert catalog.find(c, "abc1")["kind"] == "run"                      # A whole name wins over the beginning of another
+        assert catalog.find(c, "abc1f")["kind"] == "snapshot"
+        assert catalog.snapshot(c, "abc")["rows"] == 3
+        assert catalog.find(c, "A")["run"] == "Abc9"                         # Capitals count, whatever LIKE says
+        with pytest.raises(UsageError, match="may mean run abcd%, run abc2, run abc1, snapshot abc1ffff"): catalog.find(c, "abc")
+        with pytest.raises(UsageError, match="Did you mean .*run abc"): catalog.find(c, "abx1")
+        for none in ("%", "_bc1", "' OR 1=1 --"):
+            with pytest.raises(UsageError, match="no record is called"): catalog.find(c, none)
+        with pytest.raises(UsageError, match="no name"): catalog.find(c, "")
+        with pytest.raises(UsageError, match="no model is called"): catalog.model(c, "abc")
+
+
+def test_an_empty_catalog_answers_with_nothing():
+    with open_all().connect() as c:
+        assert (catalog.champion(c), catalog.last_cycle(c), catalog.run(c, "x"), catalog.cycle(c, "x")) == (None,)*4
+        assert catalog.runs(c) == catalog.running(c) == catalog.champions(c) == []
+        with pytest.raises(UsageError, match="retrain-nb status"): catalog.find(c, "x")
+
+
+def test_the_tables_can_be_written_in_postgresql():
+    for t in catalog.metadata.sorted_tables: assert "JSON" in str(CreateTable(t).compile(dialect=postgresql.dialect()))
