@@ -19,7 +19,18 @@ from sqlalchemy.schema import CreateTable
 
 from retrain_nb.records import DataError, LockedError, RetrainError, UsageError, VerificationError
 from retrain_nb.stores.ledger import (
-    SEAT_BELT, append, entries, entry_leaf, find, journal_mode, leaf_hash, open_database, reading, root, table)
+    SEAT_BELT,
+    append,
+    entries,
+    entry_leaf,
+    find,
+    journal_mode,
+    leaf_hash,
+    open_database,
+    reading,
+    root,
+    table,
+)
 
 AT = "2013-06-01T03:00:00Z"
 

@@ -40,11 +40,11 @@ def _table(
 JSON = sa.JSON(none_as_null=True)
 SNAPSHOTS = _table("snapshots", "snapshot", text=(sa.Text, "as_of start end"), whole=(sa.BigInteger, "rows"), json=(JSON, "parts source"))
 MODELS = _table("models", "model", text=(sa.Text, "run outcome decision"), json=(JSON, "metrics"))
-CYCLES = _table("cycles", "cycle", text=(sa.Text, "as_of outcome run champion"), json=(JSON, "verdict did"))
+CYCLES = _table("cycles", "cycle", text=(sa.Text, "as_of outcome run champion sentence"), json=(JSON, "verdict did"))
 CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_of previous decision by reason"), json=(JSON, "verdict"))
 RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state planned_at started_at ended_at host"),
               more=(sa.Text, "lease_until cause outcome model notebook record report decision reason"),
-              whole=(sa.BigInteger, "attempt pid"), number=(sa.Double, "seconds cpu_seconds peak_mb"),
+              whole=(sa.BigInteger, "attempt pid"), number=(sa.Double, "seconds cpu_seconds kernel_start_cpu_seconds peak_mb"),
               json=(JSON, "parameters cell verdict metrics"))
 
 # %% ../../nbs/stores/23_catalog.ipynb #d272a16e
@@ -83,7 +83,7 @@ def _snapshot_frozen(connection:Connection, seq:int, at:str, body:dict[str, Any]
     _put(connection, SNAPSHOTS, body["snapshot"], seq, {}, {"at": at, **_pick(body, "as_of", "rows", "start", "end", "parts", "source")})
 
 # %% ../../nbs/stores/23_catalog.ipynb #5e64d78c
-ENDED = ("cause", "cell", "seconds", "cpu_seconds", "peak_mb", "outcome", "verdict", "model", "metrics", "notebook", "record", "report")
+ENDED = ("cause", "cell", "seconds", "cpu_seconds", "kernel_start_cpu_seconds", "peak_mb", "outcome", "verdict", "model", "metrics", "notebook", "record", "report")
 
 # %% ../../nbs/stores/23_catalog.ipynb #27b6428b
 def _run_planned(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
@@ -120,7 +120,7 @@ def _champion_kept(connection:Connection, seq:int, at:str, body:dict[str, Any]) 
 # %% ../../nbs/stores/23_catalog.ipynb #4efb973c
 def _cycle_ended(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "One turn of the loop, and what it came to"
-    _put(connection, CYCLES, body["cycle"], seq, {"at": at, **_pick(body, "as_of", "outcome", "verdict", "run", "champion", "did")}, {})
+    _put(connection, CYCLES, body["cycle"], seq, {"at": at, **_pick(body, "as_of", "outcome", "verdict", "run", "champion", "did", "sentence")}, {})
 
 # %% ../../nbs/stores/23_catalog.ipynb #4b9e89e4
 PROJECTIONS: dict[str, Callable[[Connection, int, str, dict[str, Any]], None]] = {

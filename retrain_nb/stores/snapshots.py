@@ -156,6 +156,16 @@ class Part:
     start:str  # Time of its first row
     end:str    # Time of its last row
 
+# %% ../../nbs/stores/20_snapshots.ipynb #823f95b3
+def _part(
+    period:str,     # Calendar month
+    times:"Series", # Of its rows, sorted
+    data:bytes      # Its file
+) -> Part:
+    "What a manifest says about one file"
+    first, last = (iso(times.iloc[i].to_pydatetime()) for i in (0, -1))
+    return Part(period=period, sha256=digest_of(data), rows=len(times), bytes=len(data), start=first, end=last)
+
 # %% ../../nbs/stores/20_snapshots.ipynb #dc274d17
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
@@ -178,6 +188,9 @@ def _snapshot(
     manifest:dict[str, Any] # Its content
 ) -> Snapshot:
     "The record of a manifest"
+    if manifest.get("format") != FORMAT:
+        raise VerificationError(f"snapshot {digest} has format {manifest.get('format')!r}, this version reads {FORMAT!r}.",
+                                "Use the version that wrote it.")
     parts = tuple(from_json(Part, p) for p in manifest["parts"])
     names, kinds = zip(*manifest["schema"])
     return Snapshot(digest=digest, rows=sum(p.rows for p in parts), columns=names, kinds=kinds, time=manifest["time"],
@@ -260,8 +273,7 @@ class Snapshots:
         schema, parts = _schema(frame, time), []
         for period, rows in _months(frame, time):
             data = _parquet(rows, schema)
-            first, last = (iso(rows[time].iloc[i].to_pydatetime()) for i in (0, -1))
-            parts.append(Part(period=period, sha256=digest_of(data), rows=len(rows), bytes=len(data), start=first, end=last))
+            parts.append(_part(period, rows[time], data))
             write_once(self._file(parts[-1].sha256), data)
         text = canonical({"format": FORMAT, "time": time, "schema": schema, "parts": as_json(parts)})
         write_once(self._manifest(digest_of(text)), text)
@@ -271,10 +283,7 @@ class Snapshots:
         digest:str # Of a snapshot
     ) -> Snapshot:
         "What is in a snapshot, from its manifest alone"
-        manifest = json.loads(read_checked(self._manifest(digest), digest))
-        if manifest.get("format") == FORMAT: return _snapshot(digest, manifest)
-        raise VerificationError(f"snapshot {digest} has format {manifest.get('format')!r}, this version reads {FORMAT!r}.",
-                                "Use the version that wrote it.")
+        return _snapshot(digest, json.loads(read_checked(self._manifest(digest), digest)))
 
     def read(self,
         digest:str,                        # Of a snapshot
