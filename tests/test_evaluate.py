@@ -10,8 +10,22 @@ import pytest
 from scipy.special import ndtr
 
 from retrain_nb.records import DataError, as_json, from_json
-from retrain_nb.stages.evaluate import (METRICS, Evaluation, base_rate, cox, delong, estimate, evaluate, influence, log_losses, logistic, placements,
-                                        reliability, spread, squared_error)
+from retrain_nb.stages.evaluate import (
+    METRICS,
+    Evaluation,
+    base_rate,
+    cox,
+    delong,
+    estimate,
+    evaluate,
+    influence,
+    log_losses,
+    logistic,
+    placements,
+    reliability,
+    spread,
+    squared_error,
+)
 
 ANSWERS = Path(__file__).parent/"known_answers"
 DELONG = json.loads((ANSWERS/"delong.json").read_text())
@@ -31,7 +45,8 @@ def toy(n=2000, days=20, seed=0, noise=0.3):
 def test_delong_gives_the_known_answers(case):
     known = DELONG[case]
     found = delong(*(np.array(known[k], dtype=float) for k in ("y", "score_a", "score_b")))
-    for name, value in known["expected"].items(): assert found[name] == pytest.approx(value, rel=1e-8 if name in "zp" else 2e-10, abs=1e-12), name
+    for name, value in known["expected"].items():
+        assert found[name] == pytest.approx(value, rel=1e-8 if name in "zp" else 2e-10, abs=1e-12), name
 
 
 def test_placements_equal_the_comparison_of_all_pairs():
@@ -75,7 +90,8 @@ def test_the_auc_of_days_has_the_variance_of_obuchowski():
     v, late = placements(y, a), y == 1
     area, k = v[late].mean(), 12
     days_late, days_punctual = ([(v[g & (day == d)] - area).sum()/g.sum() for d in range(k)] for g in (late, ~late))
-    s10, s01, s11 = (k/(k - 1)*np.dot(*pair) for pair in ((days_late, days_late), (days_punctual, days_punctual), (days_late, days_punctual)))
+    pairs = ((days_late, days_late), (days_punctual, days_punctual), (days_late, days_punctual))
+    s10, s01, s11 = (k/(k - 1)*np.dot(*pair) for pair in pairs)
     assert spread(influence("auc", y, a)[1], day, y) == (pytest.approx(s10 + s01 + 2*s11, rel=1e-12), k - 1) and abs(s11) > 1e-6
 
 
@@ -166,7 +182,8 @@ def test_input_from_pandas_counts_by_position_and_knows_missing():
     label[3] = pd.NA
     shuffled = np.random.default_rng(0).permutation(100)
     e = evaluate(pd.Series(label, index=shuffled), pd.Series(a, index=shuffled), pd.Series(b), pd.Series(day, index=shuffled))
-    assert (e.n, e.unlabelled) == (99, 1) and e.candidate == evaluate(np.delete(y, 3), np.delete(a, 3), np.delete(b, 3), np.delete(day, 3)).candidate
+    without = evaluate(*(np.delete(values, 3) for values in (y, a, b, day)))
+    assert (e.n, e.unlabelled) == (99, 1) and e.candidate == without.candidate
 
 
 def test_the_order_of_rows_does_not_matter():
@@ -179,9 +196,11 @@ def test_the_order_of_rows_does_not_matter():
 
 @pytest.mark.parametrize("change", [
     lambda y, a, b, d: (y, np.where(np.arange(len(y)) == 5, np.nan, a), b, d), lambda y, a, b, d: (y, a, b*np.nan, d),
-    lambda y, a, b, d: (y, a + 1, b, d), lambda y, a, b, d: (y, -a, b, d), lambda y, a, b, d: (y + 1, a, b, d), lambda y, a, b, d: (y, a[1:], b, d),
+    lambda y, a, b, d: (y, a + 1, b, d), lambda y, a, b, d: (y, -a, b, d), lambda y, a, b, d: (y + 1, a, b, d),
+    lambda y, a, b, d: (y, a[1:], b, d),
     lambda y, a, b, d: (y, a, b[1:], d), lambda y, a, b, d: (y, a, b, d[1:]), lambda y, a, b, d: (["late"]*len(y), a, b, d),
-    lambda y, a, b, d: (y, a, b, np.where(d > 3, d, np.nan)), lambda y, a, b, d: (y, np.stack([a, a]), b, d), lambda y, a, b, d: (np.where(y == 1, np.inf, 0), a, b, d),
+    lambda y, a, b, d: (y, a, b, np.where(d > 3, d, np.nan)),
+    lambda y, a, b, d: (y, np.stack([a, a]), b, d), lambda y, a, b, d: (np.where(y == 1, np.inf, 0), a, b, d),
 ])
 def test_no_number_comes_from_input_that_is_not_one(change):
     with pytest.raises(DataError) as e: evaluate(*change(*toy(50)))
@@ -189,8 +208,10 @@ def test_no_number_comes_from_input_that_is_not_one(change):
 
 
 @pytest.mark.parametrize("y, a, b, day", [
-    (np.zeros(40), np.full(40, 0.3), np.full(40, 0.2), np.arange(40) % 5), (np.arange(40) % 2, np.full(40, 0.3), np.full(40, 0.2), np.arange(40) % 5),
-    (np.arange(40) % 2, (np.arange(40) % 2)*1.0, np.full(40, 0.0), np.arange(40) % 5), ([1], [0.5], [0.4], ["a"]), ([1, 0], [0.5, 1], [0.4, 0], ["a", "a"]),
+    (np.zeros(40), np.full(40, 0.3), np.full(40, 0.2), np.arange(40) % 5),
+    (np.arange(40) % 2, np.full(40, 0.3), np.full(40, 0.2), np.arange(40) % 5),
+    (np.arange(40) % 2, (np.arange(40) % 2)*1.0, np.full(40, 0.0), np.arange(40) % 5),
+    ([1], [0.5], [0.4], ["a"]), ([1, 0], [0.5, 1], [0.4, 0], ["a", "a"]),
     ([np.nan]*9, [0.5]*9, [0.4]*9, range(9)), ([], [], [], []), ([0, 0, 1], [0.1, 0.2, 0.3], [0.3, 0.2, 0.1], ["a", "b", "c"]),
 ])
 def test_degenerate_data_gives_absence_and_never_nan(y, a, b, day):

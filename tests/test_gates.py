@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retrain_nb.records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine
 from retrain_nb.stages.evaluate import base_rate, estimate, evaluate
-from retrain_nb.stages.gates import (NEEDED, GatePolicy, bootstrap, data_health, judge, maturity, rail, refresh, sanity, superiority)
+from retrain_nb.stages.gates import NEEDED, GatePolicy, bootstrap, data_health, judge, maturity, rail, refresh, sanity, superiority
 
 POLICY = GatePolicy(min_rows=10, min_positives=2, min_days=7, margins={"log_loss": 0.02, "auc": 0.02})
 CHECKS = [Verdict(name=name, outcome=PASS, reason="fine") for name in NEEDED]
@@ -94,10 +94,13 @@ def test_real_scores_go_all_the_way_through():
 
 
 @pytest.mark.parametrize("estimate, outcome", [
-    (GOOD, PASS), (replace(GOOD, high=0.02), PASS), (replace(GOOD, low=0.001, value=0.005), PASS), (replace(GOOD, high=0.0201), INSUFFICIENT),
+    (GOOD, PASS), (replace(GOOD, high=0.02), PASS), (replace(GOOD, low=0.001, value=0.005), PASS),
+    (replace(GOOD, high=0.0201), INSUFFICIENT),
     (replace(GOOD, low=0.001, value=0.02, high=0.04), FAIL), (replace(GOOD, low=0.03, value=0.04, high=0.05), FAIL),
-    (replace(GOOD, low=0.0, value=0.0, high=0.0, detectable=0.0), PASS), (replace(GOOD, n=9), INSUFFICIENT), (replace(GOOD, clusters=6), INSUFFICIENT),
-    (replace(GOOD, level=0.95), INSUFFICIENT), (replace(GOOD, low=0.02, high=-0.02), INSUFFICIENT), (replace(GOOD, value=float("nan")), INSUFFICIENT),
+    (replace(GOOD, low=0.0, value=0.0, high=0.0, detectable=0.0), PASS),
+    (replace(GOOD, n=9), INSUFFICIENT), (replace(GOOD, clusters=6), INSUFFICIENT),
+    (replace(GOOD, level=0.95), INSUFFICIENT), (replace(GOOD, low=0.02, high=-0.02), INSUFFICIENT),
+    (replace(GOOD, value=float("nan")), INSUFFICIENT),
     (replace(GOOD, low=-float("inf")), INSUFFICIENT), (replace(GOOD, value=None), INSUFFICIENT),
 ])
 def test_the_rail_reads_its_interval(estimate, outcome):
@@ -113,7 +116,8 @@ def test_known_to_be_a_little_worse_passes_and_says_so():
 number = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.floats(-0.05, 0.05), st.none())
 estimates = st.builds(Estimate, value=number, low=number, high=number, n=st.integers(0, 2000), clusters=st.integers(0, 30),
                       level=st.sampled_from([0.9, 0.9, 0.95, float("nan")]), method=st.just("t"), detectable=number)
-verdicts = st.builds(Verdict, name=st.sampled_from([*NEEDED, "contract"]), outcome=st.sampled_from([PASS, PASS, FAIL, INSUFFICIENT]), reason=st.just("."))
+verdicts = st.builds(Verdict, name=st.sampled_from([*NEEDED, "contract"]),
+                     outcome=st.sampled_from([PASS, PASS, FAIL, INSUFFICIENT]), reason=st.just("."))
 
 
 @settings(max_examples=400, deadline=None)
@@ -145,7 +149,8 @@ def test_sanity_passes_only_sane_output(score, y):
 
 
 @pytest.mark.parametrize("score, y, outcome, words", [
-    ([0.1, np.nan, 0.3, np.nan], [0, 1, 0, 1], FAIL, "2 of 4 scores are missing or infinite"), ([0.1, 0.2], [0, 1, 0], FAIL, "shape (2,), labels (3,)"),
+    ([0.1, np.nan, 0.3, np.nan], [0, 1, 0, 1], FAIL, "2 of 4 scores are missing or infinite"),
+    ([0.1, 0.2], [0, 1, 0], FAIL, "shape (2,), labels (3,)"),
     ([0.2, 0.2, 0.2], [0, 1, 0], FAIL, "1 different scores in 3 rows"), ([0.1, 1.2], [0, 1], FAIL, "1 of 2 scores are outside 0 to 1"),
     ([0.1, 0.2], [0, 0], INSUFFICIENT, "2 labels, all 0"), ([0.1, 0.2], [0, 3], FAIL, "1 of 2 labels are neither 0 nor 1"),
     ([0.1, 0.2], [np.nan, np.nan], INSUFFICIENT, "no label is known"), ([], [], INSUFFICIENT, "no test rows"),
@@ -183,12 +188,15 @@ def test_labels_without_a_day_are_no_days():
 def test_maturity_is_the_share_that_is_missing():
     y = np.where(np.arange(100) < 5, np.nan, 1.0)
     assert maturity(y, GatePolicy(max_unlabelled=0.05)).outcome == PASS
-    assert maturity(y, GatePolicy(max_unlabelled=0.04)).outcome == INSUFFICIENT and maturity([], GatePolicy()).outcome == INSUFFICIENT
+    assert maturity(y, GatePolicy(max_unlabelled=0.04)).outcome == INSUFFICIENT
+    assert maturity([], GatePolicy()).outcome == INSUFFICIENT
 
 
 @pytest.mark.parametrize("wrong", [
-    {"alpha": 0}, {"alpha": 0.5}, {"alpha": float("nan")}, {"min_rows": 0}, {"min_positives": 0}, {"min_days": 1}, {"max_unlabelled": 1.0},
-    {"max_unlabelled": -0.1}, {"min_gain": -0.1}, {"margins": {"log_loss": -0.1}}, {"margins": {"auc": float("nan")}}, {"margins": {"auc": float("inf")}},
+    {"alpha": 0}, {"alpha": 0.5}, {"alpha": float("nan")}, {"min_rows": 0}, {"min_positives": 0}, {"min_days": 1},
+    {"max_unlabelled": 1.0},
+    {"max_unlabelled": -0.1}, {"min_gain": -0.1}, {"margins": {"log_loss": -0.1}}, {"margins": {"auc": float("nan")}},
+    {"margins": {"auc": float("inf")}},
 ])
 def test_a_policy_that_guards_nothing_is_refused(wrong):
     with pytest.raises(SettingsError) as e: GatePolicy(**wrong)

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,28 +12,25 @@ from retrain_nb.records import DataError, SettingsError
 from retrain_nb.stages.train import ELSEWHERE, FIXED, TUNABLE, fixed_params, importance, matrix, predict, train
 
 SCRIPT = """
-import sys, hashlib
-from tests_toy import toy
+import hashlib
+from test_train import toy
 from retrain_nb.stages.train import fixed_params, train
-X, y = toy(1000)
-text = train(X, y, fixed_params({"rounds": 5, "feature_fraction": 0.6, "bagging_fraction": 0.5, "bagging_freq": 1}, 2, 3))
-print(hashlib.sha256(text.encode()).hexdigest())
+params = fixed_params({"rounds": 5, "feature_fraction": 0.6, "bagging_fraction": 0.5, "bagging_freq": 1}, 2, 3)
+print(hashlib.sha256(train(*toy(1000), params).encode()).hexdigest())
 """
-TOY = """
-import numpy as np, pandas as pd
+
+
 def toy(n=4000):
     rng = np.random.default_rng(1)
-    X = pd.DataFrame({"hour": rng.integers(5, 24, n).astype(float), "wind": rng.gamma(2, 5, n), "seats": rng.integers(20, 400, n).astype(float),
+    X = pd.DataFrame({"hour": rng.integers(5, 24, n).astype(float), "wind": rng.gamma(2, 5, n),
+                      "seats": rng.integers(20, 400, n).astype(float),
                       "carrier": pd.Categorical.from_codes(rng.integers(-1, 9, n), list("ABCDEFGHI"))})
     odds = 0.15*(X.hour - 14) + 0.05*(X.wind - 10) + X.carrier.cat.codes.isin([1, 4])
     return X, (rng.random(n) < 1/(1 + np.exp(1.5 - odds))).astype(int)
-"""
-exec(TOY)
 
 
-def test_the_same_recipe_in_two_fresh_processes_gives_equal_bytes(tmp_path):
-    (tmp_path/"tests_toy.py").write_text(TOY)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+def test_the_same_recipe_in_two_fresh_processes_gives_equal_bytes():
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     run = lambda: subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, check=True).stdout
     first = run()
     assert len(first.strip()) == 64 and first == run()
@@ -76,7 +74,8 @@ def test_a_model_scores_only_its_own_columns_in_order_and_kind():
 def test_what_makes_training_repeatable_is_recorded_in_the_model():
     X, y = toy(500)
     text = train(X, y, fixed_params({"rounds": 3}, 1, 5))
-    for line in ("[deterministic: 1]", "[force_row_wise: 1]", "[num_threads: 1]", "[seed: 5]", "[num_iterations: 3]", "[objective: binary]"): assert line in text
+    for line in ("deterministic: 1", "force_row_wise: 1", "num_threads: 1", "seed: 5", "num_iterations: 3", "objective: binary"):
+        assert f"[{line}]" in text
 
 
 def test_missing_values_of_every_kind_of_column_are_nan():
@@ -90,7 +89,8 @@ def test_missing_values_of_every_kind_of_column_are_nan():
     (lambda X, y: (X, y.where(y > 0)), "labels are missing"), (lambda X, y: (X, y + 1), "neither 0 nor 1"),
     (lambda X, y: (X.assign(wind=-np.inf), y), "wind hold infinite"), (lambda X, y: (X, y[:-1]), "4000 rows but 3999"),
     (lambda X, y: (X[[]], y), "no feature columns"), (lambda X, y: (X.rename(columns={"wind": "hour"}), y), "one name"),
-    (lambda X, y: (X.rename(columns={"wind": "wind[mph]"}), y), "wind[mph]"), (lambda X, y: (X.assign(wind=pd.Timestamp(0)), y), "wind are neither"),
+    (lambda X, y: (X.rename(columns={"wind": "wind[mph]"}), y), "wind[mph]"),
+    (lambda X, y: (X.assign(wind=pd.Timestamp(0)), y), "wind are neither"),
 ])
 def test_input_that_cannot_be_learned_from_is_refused_with_a_cure(change, words):
     with pytest.raises(DataError) as e: train(*change(*toy()), fixed_params({"rounds": 5}, 1, 0))
@@ -99,7 +99,8 @@ def test_input_that_cannot_be_learned_from_is_refused_with_a_cure(change, words)
 
 @pytest.mark.parametrize("params, threads, seed", [
     ({}, 1, 0), ({"rounds": 0}, 1, 0), ({"rounds": 2.5}, 1, 0), ({"rounds": True}, 1, 0), ({"rounds": 5}, 0, 0), ({"rounds": 5}, 1, -1),
-    ({"rounds": 5, "lambda_l2": float("nan")}, 1, 0), ({"rounds": 5, "lambda_l2": None}, 1, 0), ({"rounds": 5, "device_type": "gpu"}, 1, 0),
+    ({"rounds": 5, "lambda_l2": float("nan")}, 1, 0), ({"rounds": 5, "lambda_l2": None}, 1, 0),
+    ({"rounds": 5, "device_type": "gpu"}, 1, 0),
     ({"rounds": 5, "random_state": 1}, 1, 0), ({"rounds": 5, "n_jobs": 4}, 1, 0), ({"rounds": 5, "objective": "regression"}, 1, 0),
     ({"rounds": 5, "bagging_seed": 1}, 1, 0), ({"rounds": 5, "xyz": 1}, 1, 0),
 ])

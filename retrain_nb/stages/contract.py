@@ -46,9 +46,11 @@ class ColumnRules:
     tag:Literal["", "personal", "forbidden"] = ""  # Personal is never shown; forbidden must not be there at all
     @model_validator(mode="after")
     def _fits(self) -> "ColumnRules":
-        if self.kind != "number" and (self.min is not None or self.max is not None): raise ValueError("`min` and `max` are for numbers")
-        if self.kind != "text" and (self.categories or self.max_categories): raise ValueError("`categories` and `max_categories` are for texts")
-        if self.min is not None and self.max is not None and self.max < self.min: raise ValueError(f"no number is between {self.min:g} and {self.max:g}")
+        low, high = self.min, self.max
+        if self.kind != "number" and (low, high) != (None, None): raise ValueError("`min` and `max` are for numbers")
+        if self.kind != "text" and (self.categories or self.max_categories):
+            raise ValueError("`categories` and `max_categories` are for texts")
+        if low is not None and high is not None and high < low: raise ValueError(f"no number is between {low:g} and {high:g}")
         return self
 
 # %% ../../nbs/stages/10_contract.ipynb #57d544f9
@@ -99,7 +101,8 @@ def parse_contract(
     except tomllib.TOMLDecodeError as e: raise SettingsError(f"the contract is not TOML: {e}.", "Look at the line it names.") from None
     except ValidationError as e:
         lines = "\n".join(f"  {_finding(error)}" for error in e.errors())
-        raise SettingsError(f"the contract has {e.error_count()} mistake(s):\n{lines}\n", "Every key is explained in the notebook `10_contract`.") from None
+        raise SettingsError(f"the contract has {e.error_count()} mistake(s):\n{lines}\n",
+                            "Every key is explained in the notebook `10_contract`.") from None
 
 # %% ../../nbs/stages/10_contract.ipynb #49ca0734
 SHOWN = 20 # Most rows that are shown
@@ -128,8 +131,9 @@ def _rows_finding(
     return Finding(verdict, column, tuple(np.flatnonzero(flags)[:SHOWN].tolist()), count)
 
 # %% ../../nbs/stages/10_contract.ipynb #b1ae648e
-FITS = {"number": ("number",), "flag": ("flag", "number"), "text": ("text",), "time": ("time",)} # What each kind may hold
-HELD = {"string": "text", "boolean": "flag", "integer": "number", "floating": "number", "mixed-integer-float": "number", "empty": "empty"} # What pandas calls it
+FITS = {"number": ("number",), "flag": ("flag", "number"), "text": ("text",), "time": ("time",), "key": ("text", "number", "time")}
+HELD = {"string": "text", "boolean": "flag", "integer": "number", "floating": "number", "mixed-integer-float": "number",
+        "empty": "empty"} # What pandas calls what an untyped column holds
 
 def _kind(
     column:pd.Series # Any
@@ -148,10 +152,11 @@ def _kind(
 def _presence(
     frame:pd.DataFrame, # Rows
     name:str,           # Column that is wanted
-    kind:str            # What it should hold
+    kind:str            # What it should hold, one of `FITS`
 ) -> Finding:
     "Is the column there, once, and of the right kind?"
-    def finding(outcome:str, reason:str) -> Finding: return Finding(Verdict(name=f"{name}.kind", outcome=outcome, reason=reason, n=len(frame)))
+    def finding(outcome:str, reason:str) -> Finding:
+        return Finding(Verdict(name=f"{name}.kind", outcome=outcome, reason=reason, n=len(frame)))
     times = list(frame.columns).count(name)
     near = difflib.get_close_matches(name, map(str, frame.columns), 1, 0.6)
     if times > 1: return finding(FAIL, f"this column is there {times} times")
@@ -180,15 +185,17 @@ def _table_findings(
     as_of:datetime      # UTC
 ) -> list[Finding]:
     "Size, key, time and freshness"
-    n, key, time = len(frame), _presence(frame, rules.key, "text"), _presence(frame, rules.time, "time")
+    n, key, time = len(frame), _presence(frame, rules.key, "key"), _presence(frame, rules.time, "time")
     found = [Finding(Verdict(name="rows", outcome=PASS if n >= rules.min_rows else INSUFFICIENT, value=n, threshold=rules.min_rows, n=n,
                              reason=f"{n:,} rows, at least {rules.min_rows:,} are needed"))]
-    if list(frame.columns).count(rules.key) != 1: found.append(key)
+    if key.verdict.outcome != PASS: found.append(key)
     else: found.append(_rows_finding("key", rules.key, frame[rules.key].duplicated(keep=False) | frame[rules.key].isna(),
                                      "share their key or have none", "have a key of their own"))
     if time.verdict.outcome != PASS: return [*found, time]
-    times = pd.to_datetime(frame[rules.time], utc=True) # Only a column without a single value changes here
-    found.append(_rows_finding("time", rules.time, times.isna() | (times > as_of), f"have no time, or one after {iso(as_of)}", f"are due by {iso(as_of)}"))
+    times = frame[rules.time]
+    if not isinstance(times.dtype, pd.DatetimeTZDtype): times = pd.to_datetime(times, utc=True) # A column without a single value
+    found.append(_rows_finding("time", rules.time, times.isna() | (times > as_of),
+                               f"have no time, or one after {iso(as_of)}", f"are due by {iso(as_of)}"))
     return found if rules.max_age_days is None else [*found, _freshness(times, rules.max_age_days, as_of)]
 
 # %% ../../nbs/stages/10_contract.ipynb #31069dca
@@ -208,8 +215,9 @@ def _range(
     high:float|None # Largest number
 ) -> Rule:
     "Between two bounds, either of which may be open; infinite is outside of any"
-    words = {(True, True): f"are not between {low} and {high}", (True, False): f"are not {low} or more",
-             (False, True): f"are not {high} or less", (False, False): "are infinite"}[low is not None, high is not None]
+    least, most = ("" if bound is None else f"{bound:,g}" for bound in (low, high))
+    words = {(True, True): f"are not between {least} and {most}", (True, False): f"are not {least} or more",
+             (False, True): f"are not {most} or less", (False, False): "are infinite"}[bool(least), bool(most)]
     largest = sys.float_info.max
     bounds = (-largest if low is None else low), (largest if high is None else high)
     return Rule("range", lambda c: c.is_not_nan() & ~c.is_between(*bounds), words)
@@ -280,7 +288,7 @@ def _examples(
 ) -> str:
     "The values to name in a reason; none of a column with a tag"
     if rules.tag or not len(values.drop_nulls().drop_nans() if rules.kind in ("number", "flag") else values.drop_nulls()): return ""
-    if rules.kind in ("number", "flag"): return f"; found {values.min():g} to {values.max():g}"
+    if rules.kind in ("number", "flag"): return "; found " + " to ".join(dict.fromkeys([f"{values.min():,g}", f"{values.max():,g}"]))
     names = [f"`{str(v)[:40]}`" for v in values.cast(str).unique().sort()]
     return f"; found {', '.join(names[:3])}" + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
 
@@ -308,7 +316,8 @@ def _column_findings(
 ) -> list[Finding]:     # What failed, then one finding for all that passed
     "Presence, kind and values of every column that the contract names"
     import polars as pl
-    forbidden = [Finding(Verdict(name=f"{c}.forbidden", outcome=FAIL, reason="this column must not be among the rows; drop it in the source", n=len(frame)))
+    forbidden = [Finding(Verdict(name=f"{c}.forbidden", outcome=FAIL, n=len(frame),
+                                 reason="this column must not be among the rows; drop it in the source"))
                  for c in contract.tagged("forbidden") if c in frame.columns]
     named = {c: rules for c, rules in contract.columns.items() if rules.tag != "forbidden"}
     presence = {c: _presence(frame, c, rules.kind) for c, rules in named.items()}
@@ -354,12 +363,13 @@ def check_contract(
 ) -> Checked:
     "Hold `frame` to `contract`; never raises"
     found:list[Finding] = []
+    offending = pd.DataFrame(columns=["rule", "rows"])
     try:
         if len(frame): found += _table_findings(frame, contract.table, parse_time(as_of)) + _column_findings(frame, contract)
-        else: found.append(Finding(Verdict(name="rows", outcome=INSUFFICIENT, reason="there are no rows", value=0, threshold=contract.table.min_rows, n=0)))
+        else: found.append(Finding(Verdict(name="rows", outcome=INSUFFICIENT, reason="there are no rows", n=0)))
         offending = _offending(frame, contract, found)
     except Exception as e: # Its message may hold values of a personal column
-        found.append(Finding(Verdict(name="check", outcome=INSUFFICIENT, reason=f"the check crashed with {type(e).__name__}", n=len(frame))))
-        offending = _offending(frame[:0], contract, [])
+        crash = f"the check crashed with {type(e).__name__}"
+        found.append(Finding(Verdict(name="check", outcome=INSUFFICIENT, reason=crash, n=len(frame))))
     unique = {f.verdict.name: f.verdict for f in found} # A key or time that is also among the columns is one promise, not two
     return Checked(verdict=combine("contract", list(unique.values())), offending=offending)

@@ -47,7 +47,8 @@ def view_digest(
     "SHA-256 of the name, the columns and what `derive` does"
     try: code = digest_code(view.derive) if view.derive else ""
     except (OSError, TypeError, SyntaxError) as e:
-        raise SettingsError(f"the source of `derive` of view `{view.name}` cannot be read: {e}.", "Write it as a function with `def`, in a module.") from e
+        raise SettingsError(f"the source of `derive` of view `{view.name}` cannot be read: {e}.",
+                            "Write it as a function with `def`, in a module.") from e
     return digest({"name": view.name, "numeric": view.numeric, "categorical": view.categorical, "derive": code})
 
 # %% ../../nbs/stages/11_features.ipynb #0809fe98
@@ -58,7 +59,8 @@ def _derived(
     "`frame` with what `derive` adds; a missing column is refused by name"
     rows = frame if view.derive is None else view.derive(frame.copy(deep=False))
     if not isinstance(rows, pd.DataFrame) or not rows.index.equals(frame.index):
-        raise DataError(f"`derive` of view `{view.name}` did not give back the rows it was given.", "Return the same rows in the same order, with columns added.")
+        raise DataError(f"`derive` of view `{view.name}` did not give back the rows it was given.",
+                        "Return the same rows in the same order, with columns added.")
     for name in view.columns:
         if (found := list(rows.columns).count(name)) == 1: continue
         near = difflib.get_close_matches(name, map(str, rows.columns), 1, 0.5)
@@ -109,7 +111,8 @@ def fit_encoding(
     frame:pd.DataFrame  # Training rows, and no others
 ) -> dict[str, Any]:    # JSON values; all that is needed to encode rows for a model trained on `frame`
     "Learn the categories of `view` from training rows, once and for all"
-    if not len(frame): raise DataError(f"there are no training rows for view `{view.name}`.", "Widen the training window, or wait for labels.")
+    if not len(frame):
+        raise DataError(f"there are no training rows for view `{view.name}`.", "Widen the training window, or wait for labels.")
     rows, known = _derived(view, frame), {}
     for name in view.categorical:
         codes, texts = _levels(rows[name], view)
@@ -118,7 +121,8 @@ def fit_encoding(
                 "categorical": list(view.categorical), "categories": known}
     middle = slice(len(frame)//2, len(frame)//2 + 1)
     if view.derive and not _encoded(view, encoding, rows[middle]).equals(encode(view, encoding, frame[middle])):
-        raise DataError(f"`derive` of view `{view.name}` gives a row other values alone than among others.", "Compute what needs other rows in the source.")
+        raise DataError(f"`derive` of view `{view.name}` gives a row other values alone than among others.",
+                        "Compute what needs other rows in the source.")
     return encoding
 
 # %% ../../nbs/stages/11_features.ipynb #5e2c02b4

@@ -1,0 +1,40 @@
+# make demo && make test: all that is needed is Python 3.11 to 3.13 and this make
+PYTHON ?= python3
+BIN = .venv/bin
+UV ?= $(or $(shell command -v uv),$(BIN)/uv)
+COMPILE = $(UV) pip compile --quiet --generate-hashes --universal --python-version 3.11 --custom-compile-command "make lock"
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test bench lock notebooks clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+env: ## Build .venv from the lock, or see that it is up to date
+	@$(PYTHON) bootstrap.py
+
+demo: env ## One whole retraining cycle on real flights, in this folder
+	$(BIN)/retrain-nb init . --demo flights
+	$(BIN)/retrain-nb cycle --now 2013-06-01
+
+test: env ## Lint, types, every notebook, every test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/nbdev-test --path nbs
+	$(BIN)/python -m pytest
+
+bench: env ## What a recorded run costs over a plain script, as ratios
+	$(BIN)/python -m bench
+
+lock: ## Resolve pyproject.toml again (UPGRADE=--upgrade for newer versions)
+	$(COMPILE) $(UPGRADE) --extra demo --extra dev pyproject.toml --output-file requirements.lock
+	echo uv | $(COMPILE) $(UPGRADE) - --output-file bootstrap.lock
+
+notebooks: env ## Write the modules from the notebooks, and clean the notebooks
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+clean: ## Remove .venv and every cache; runs and reports stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

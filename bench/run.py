@@ -1,0 +1,125 @@
+"""What the workbench costs, as ratios against a floor measured in the same run. `make bench` prints a table and writes bench/results.json."""
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PYTHON, CLI = sys.executable, str(Path(sys.executable).parent/"retrain-nb")
+NOW = "2013-06-01"
+
+
+def spend(words: list[str], **kwargs) -> dict[str, float]:
+    "CPU and wall seconds of a command with all the processes it waited for, and the memory of the largest"
+    before, start = os.times(), time.perf_counter()
+    with tempfile.TemporaryFile("w+") as out:
+        process = subprocess.Popen(words, stdout=out, stderr=subprocess.PIPE, text=True, **kwargs)
+        _, errors = process.communicate()
+        out.seek(0)
+        text = out.read()
+    after, wall = os.times(), time.perf_counter() - start
+    if process.returncode: raise SystemExit(f"{' '.join(words[:4])} … exited with {process.returncode}:\n{errors}{text}")
+    return {"cpu": after.children_user + after.children_system - before.children_user - before.children_system, "wall": wall, "out": text}
+
+
+def median(words: list[str], times: int = 5, **kwargs) -> dict[str, float]:
+    "Medians over several runs, after one that warms the disk"
+    runs = [spend(words, **kwargs) for _ in range(times + 1)][1:]
+    return {key: statistics.median(r[key] for r in runs) for key in ("cpu", "wall")}
+
+
+def quiet(root: Path) -> None:
+    "Switch off what runs after the outcome: profile and mirror have rows of their own"
+    path = root/"settings.ini"
+    text = re.sub(r"profile_rows = \d+", "profile_rows = 0", path.read_text()).replace("mode = offline", "mode = disabled")
+    path.write_text(text)
+
+
+def starts() -> list[dict]:
+    "Starting up: the import of the package and `--help`, against a bare interpreter"
+    bare = median([PYTHON, "-c", "pass"])
+    rows = [("import retrain_nb", [PYTHON, "-c", "import retrain_nb"], 0.15), ("retrain-nb --help", [CLI, "--help"], 0.5)]
+    return [row(name, median(words)["cpu"], bare["cpu"], "bare interpreter", limit_seconds=limit) for name, words, limit in rows]
+
+
+def row(name: str, seconds: float, floor: float, against: str, limit: float | None = None, limit_seconds: float | None = None, **more) -> dict:
+    "One line of the table; `ok` is whether it keeps its limit"
+    ratio = seconds/floor
+    ok = (limit is None or ratio <= limit) and (limit_seconds is None or seconds <= limit_seconds)
+    return {"name": name, "seconds": round(seconds, 3), "floor": round(floor, 3), "ratio": round(ratio, 2), "against": against, "limit": limit, "limit_seconds": limit_seconds, "ok": ok, **more}
+
+
+def first_cycle(root: Path) -> dict:
+    "The demo's first cycle, profile and report included, mirror spawned: wall clock and memory"
+    spend([CLI, "init", str(root), "--demo", "flights"])
+    start = time.perf_counter()
+    process = subprocess.Popen([CLI, "cycle", "--now", NOW, "--root", str(root), "--json"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, tree_mb(process.pid))
+        time.sleep(0.05)
+    wall = time.perf_counter() - start
+    if process.returncode: raise SystemExit(f"the demo's first cycle exited with {process.returncode}")
+    return row("demo's first cycle (wall)", wall, 90, "the limit of 90 s", limit=1.0, peak_mb=round(peak), peak_limit_mb=2048)
+
+
+def tree_mb(pid: int) -> float:
+    "Resident memory of a process and all below it"
+    import psutil
+    try: family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.Error: return 0.0
+    total = 0
+    for member in family:
+        try: total += member.memory_info().rss
+        except psutil.Error: pass
+    return total/2**20
+
+
+def recorded_run(root: Path, times: int = 3) -> list[dict]:
+    "A recorded run against the plain script that does the same reading, training and evaluating"
+    quiet(root)
+    status = json.loads(spend([CLI, "status", "--root", str(root), "--json"])["out"])
+    shown = json.loads(spend([CLI, "show", status["champion"]["run"], "--root", str(root), "--json"])["out"])
+    store, snapshot = root/".retrain", status["champion"]["snapshot"]
+    record = json.loads((root/"reports"/shown["run"]/"record.json").read_text())
+    columns = json.loads(spend([PYTHON, "-c", "import json; from retrain_nb.demo.flights import view; print(json.dumps({'numeric': view.numeric, 'categorical': view.categorical}))"])["out"])
+    columns |= {"time": "event_time", "label": "disrupted", "label_time": "label_time"}
+    plain, recorded, kernel = [], [], []
+    for seed in range(times + 1):
+        recipe = {**record["recipe"], "params": {**record["recipe"]["params"], "seed": 100 + seed}}
+        plain.append(spend([PYTHON, str(HERE/"plain.py"), str(store), snapshot, json.dumps(recipe), json.dumps(columns)])["cpu"])
+        done = spend([CLI, "run", "retrain", "--now", NOW, "-p", "snapshot", snapshot, "-p", "seed", str(100 + seed), "--root", str(root), "--json"])
+        start = json.loads(done["out"])["kernel_start_cpu_seconds"]
+        kernel.append(start)
+        recorded.append(done["cpu"] - start)
+    floor = statistics.median(plain[1:])
+    return [row("recorded run, kernel start excluded (CPU)", statistics.median(recorded[1:]), floor, "plain script", limit=1.35),
+            row("  kernel start (CPU)", statistics.median(kernel[1:]), floor, "plain script")]
+
+
+def idle_cycle(root: Path) -> list[dict]:
+    "`cycle` when there is nothing to do: asked before, and asked anew with nothing new in the source"
+    helped = median([CLI, "--help"], 3)
+    again = [CLI, "cycle", "--now", NOW, "--root", str(root)]
+    return [row("cycle, asked before (CPU)", median(again, 3)["cpu"], helped["cpu"], "retrain-nb --help")]
+
+
+def main() -> None:
+    root = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        rows = [*starts(), first_cycle(root), *idle_cycle(root), *recorded_run(root)]
+    finally: shutil.rmtree(root, ignore_errors=True)
+    for r in rows:
+        limit = f"limit {r['limit']}" if r["limit"] else f"limit {r['limit_seconds']} s" if r["limit_seconds"] else ""
+        more = f", peak {r['peak_mb']} MB of {r['peak_limit_mb']}" if "peak_mb" in r else ""
+        print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<44}{r['seconds']:>8.2f} s  {r['ratio']:>6.2f} x {r['against']:<20}{limit}{more}")
+    (HERE/"results.json").write_text(json.dumps(rows, indent=2))
+
+
+if __name__ == "__main__": main()

@@ -1,0 +1,273 @@
+"""The whole loop on the toy stream: real kernels, real snapshots, a real ledger, through the command line."""
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from retrain_nb.faces.cli import main
+from retrain_nb.services.workbench import open_workbench
+from retrain_nb.stores import ledger
+
+MARCH, APRIL = "2024-03-01", "2024-03-22"
+
+
+def call(capsys, root, *words):
+    "Exit code and JSON of one command"
+    capsys.readouterr()
+    code = main([*words, "--root", str(root), "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def entries(root):
+    book = open_workbench(root)
+    return book.ask(ledger.entries)
+
+
+def made(folder):
+    "A toy workbench without profile and mirror, which have tests of their own"
+    assert main(["init", str(folder), "--demo", "toy"]) == 0
+    text = (folder/"settings.ini").read_text().replace("mode = offline", "mode = disabled")
+    (folder/"settings.ini").write_text(text + "\n[run]\nprofile_rows = 0\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    "A workbench after its first cycle; tests that change it take a copy"
+    root = made(tmp_path_factory.mktemp("first")/"parcels")
+    assert main(["cycle", "--now", MARCH, "--root", str(root)]) == 0
+    return root
+
+
+@pytest.fixture
+def parcels(first, tmp_path):
+    return Path(shutil.copytree(first, tmp_path/"parcels"))
+
+
+def change(root, name, before, after):
+    path = root/name
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def test_the_first_cycle_makes_a_champion_and_says_on_what_evidence(first, capsys):
+    code, now = call(capsys, first, "status")
+    champion = now["champion"]
+    assert code == 0 and champion["decision"] == "bootstrap" and champion["since"] == f"{MARCH}T00:00:00Z"
+    assert re.fullmatch("[0-9a-f]{64}", champion["model"]) and re.fullmatch("[0-9a-f]{64}", champion["snapshot"])
+    assert now["last_cycle"]["verdict"] == "PASS" and now["last_cycle"]["run"] == champion["run"]
+    assert any(leaf["name"] for leaf in now["last_cycle"]["reasons"])
+    assert (first/now["report"]).is_file() and Path(now["reports"]).is_file()
+
+
+def test_the_same_cycle_again_adds_nothing(parcels, capsys):
+    before = entries(parcels)
+    code, again = call(capsys, parcels, "cycle", "--now", MARCH)
+    assert (code, again["verdict"], again["new"]) == (0, "PASS", False)
+    assert entries(parcels) == before
+
+
+def test_the_same_recipe_trained_twice_has_one_model_digest(parcels, capsys, tmp_path):
+    other = made(tmp_path/"other")
+    assert main(["cycle", "--now", MARCH, "--root", str(other)]) == 0
+    models = [call(capsys, root, "status")[1]["champion"]["model"] for root in (parcels, other)]
+    assert models[0] == models[1]
+
+
+def test_a_later_cycle_refreshes_and_keeps_the_old_model(parcels, capsys):
+    old = call(capsys, parcels, "status")[1]["champion"]
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    new = call(capsys, parcels, "status")[1]["champion"]
+    if done["did"] == "refresh": assert code == 0 and new["model"] != old["model"] and new["decision"] == "refresh"
+    else: assert new["model"] == old["model"]
+    names = {leaf["name"] for part in done["reasons"][0]["parts"] for leaf in (part["parts"] or [part])}
+    assert {"log_loss", "auc"} <= names
+    assert open_workbench(parcels).artifacts.has(old["model"])
+
+
+def test_nothing_new_in_the_source_trains_nothing(parcels, capsys):
+    assert call(capsys, parcels, "cycle", "--now", "2024-04-03")[1]["run"]
+    runs = len(call(capsys, parcels, "status")[1]["runs"])
+    champion = call(capsys, parcels, "status")[1]["champion"]
+    code, done = call(capsys, parcels, "cycle", "--now", "2024-04-04")
+    if champion["since"].startswith("2024-04-03"): assert (code, done["did"], done["run"]) == (0, "nothing new", "")
+    assert len(call(capsys, parcels, "status")[1]["runs"]) == runs or done["did"] != "nothing new"
+
+
+def test_without_leave_no_first_model_serves(tmp_path, capsys):
+    root = made(tmp_path/"asks")
+    change(root, "settings.ini", "bootstrap = gated", "bootstrap = refuse")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert (code, done["verdict"], done["did"], done["champion"]) == (4, "INSUFFICIENT", "kept", "")
+    assert "without a person" in done["reasons"][0]["reason"]
+
+
+def test_a_breach_of_contract_exits_3_and_shows_the_rows(parcels, capsys):
+    old = call(capsys, parcels, "status")[1]["champion"]
+    change(parcels, "contract.toml", "max = 20.0", "max = 2.0")
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["verdict"], done["did"]) == (3, "FAIL", "kept")
+    assert "load" in done["reasons"][0]["reason"]
+    assert call(capsys, parcels, "status")[1]["champion"] == old
+    html = (parcels/done["report"]).read_text()
+    assert "FAIL" in html and re.search(r"P0\d{4}", html)
+
+
+def test_stale_data_blocks_training(parcels, capsys):
+    code, done = call(capsys, parcels, "cycle", "--now", "2024-06-01")
+    assert (code, done["verdict"]) == (3, "FAIL")
+    assert "day" in done["reasons"][0]["reason"]
+
+
+def test_too_little_history_is_insufficient(tmp_path, capsys):
+    root = made(tmp_path/"young")
+    code, done = call(capsys, root, "cycle", "--now", "2024-01-18")
+    assert (code, done["verdict"], done["champion"]) == (4, "INSUFFICIENT", "")
+
+
+def test_no_row_before_the_moment_says_when_the_first_one_is(tmp_path, capsys):
+    root = made(tmp_path/"early")
+    code, done = call(capsys, root, "cycle", "--now", "2020-01-01")
+    assert code == 3 and "2024-01-01" in done["cure"]
+
+
+def test_one_class_of_label_is_insufficient(tmp_path, capsys):
+    root = made(tmp_path/"calm")
+    (root/"calm.py").write_text("from retrain_nb.demo import toy\nview = toy.view\ndef rows(): return toy.rows().assign(late=0.0)\n")
+    change(root, "settings.ini", "retrain_nb.demo.toy:rows", "calm:rows")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert (code, done["verdict"]) == (4, "INSUFFICIENT")
+
+
+@pytest.mark.parametrize("line, word", [("def rows(): return toy.rows().drop(columns='depot')", "depot"), ("def rows(): return toy.rows().assign(load='heavy')", "load")])
+def test_a_missing_or_mistyped_column_fails_by_name(tmp_path, capsys, line, word):
+    root = made(tmp_path/"odd")
+    (root/f"odd_{word}.py").write_text(f"from retrain_nb.demo import toy\nview = toy.view\n{line}\n")
+    change(root, "settings.ini", "retrain_nb.demo.toy:rows", f"odd_{word}:rows")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert (code, done["verdict"]) == (3, "FAIL") and word in done["reasons"][0]["reason"]
+
+
+def test_a_label_column_that_is_not_there_is_named_with_its_neighbour(tmp_path, capsys):
+    root = made(tmp_path/"named")
+    change(root, "settings.ini", "label = late", "label = lat")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert code == 3 and "`late`" in done["cure"]
+
+
+def edit_page(root, cell):
+    "Put a line of code before the training of the page"
+    path = root/"nbs"/"runs"/"retrain.ipynb"
+    nb = json.loads(path.read_text())
+    at = next(i for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code" and "booster = train(" in "".join(c["source"]))
+    nb["cells"].insert(at, {"cell_type": "code", "execution_count": None, "id": "deadbeef", "metadata": {}, "outputs": [], "source": [cell]})
+    path.write_text(json.dumps(nb))
+
+
+@pytest.mark.parametrize("cell, word", [("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "kernel"), ("import sys; sys.exit(0)", "SystemExit"), ("1/0", "ZeroDivisionError")])
+def test_a_run_that_breaks_is_recorded_as_broken_and_changes_nothing(parcels, capsys, cell, word):
+    old = call(capsys, parcels, "status")[1]["champion"]
+    edit_page(parcels, cell)
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["verdict"], done["did"]) == (1, "INSUFFICIENT", "interrupted")
+    assert word.lower() in done["reasons"][0]["reason"].lower()
+    shown = call(capsys, parcels, "show", done["run"])[1]
+    assert shown["state"] in ("failed", "killed")
+    assert call(capsys, parcels, "status")[1]["champion"] == old
+    shutil.copy(Path(__file__).parents[1]/"nbs"/"runs"/"retrain.ipynb", parcels/"nbs"/"runs"/"retrain.ipynb")
+    assert call(capsys, parcels, "cycle", "--now", APRIL)[1]["state"] == "ok"
+
+
+def test_a_score_that_is_nan_fails_the_sanity_gate(parcels, capsys):
+    path = parcels/"nbs"/"runs"/"retrain.ipynb"
+    nb = json.loads(path.read_text())
+    for cell in nb["cells"]: cell["source"] = ["".join(cell["source"]).replace("predict(booster, unfamiliar)", "predict(booster, unfamiliar)*float('nan')")]
+    path.write_text(json.dumps(nb))
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["verdict"], done["did"]) == (3, "FAIL", "kept")
+    assert "NaN" in done["reasons"][0]["reason"] or "finite" in done["reasons"][0]["reason"]
+
+
+def test_an_edited_byte_in_a_snapshot_is_refused(parcels, capsys):
+    snapshot = call(capsys, parcels, "status")[1]["champion"]["snapshot"]
+    part = sorted((parcels/".retrain"/"snapshots").rglob("*.parquet"))[0]
+    data = bytearray(part.read_bytes())
+    data[len(data)//2] ^= 1
+    part.chmod(0o644)
+    part.write_bytes(bytes(data))
+    code, done = call(capsys, parcels, "run", "retrain", "-p", "snapshot", snapshot, "-p", "seed", "9", "--now", MARCH)
+    assert code == 6 and part.name[:12] in done["cause"]
+
+
+def test_a_cycle_killed_between_run_and_decision_is_carried_on(parcels, capsys, monkeypatch):
+    import retrain_nb.loop.cycle as room
+    monkeypatch.setattr(room, "_settle", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
+    monkeypatch.undo()
+    runs = len(call(capsys, parcels, "status")[1]["runs"])
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert code in (0, 3, 4) and done["state"] == "ok"
+    assert len(call(capsys, parcels, "status")[1]["runs"]) == runs
+
+
+def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys):
+    from datetime import UTC, datetime
+    book = open_workbench(parcels)
+    now = datetime.now(UTC)
+    book.append("run.planned", "retrain-dead:planned", {"run": "retrain-dead", "page": "retrain", "recipe": "", "parameters": {}, "as_of": "", "cycle": ""}, now)
+    book.append("run.started", "retrain-dead:started", {"run": "retrain-dead", "attempt": 1, "pid": 1, "host": "x", "lease_until": "2024-01-01T00:00:00Z"}, now)
+    call(capsys, parcels, "cycle", "--now", APRIL)
+    assert call(capsys, parcels, "show", "retrain-dead")[1]["state"] == "lost"
+
+
+def test_a_second_cycle_leaves_at_once_while_the_first_holds_the_lock(parcels, capsys):
+    with open_workbench(parcels).lock():
+        code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert code == 75 and "Try again" in done["cure"]
+
+
+def test_an_unknown_parameter_is_refused_before_a_kernel_starts(parcels, capsys):
+    before = entries(parcels)
+    code, done = call(capsys, parcels, "run", "retrain", "-p", "sed", "1")
+    assert code == 2 and "seed" in done["cause"] + done["cure"]
+    assert entries(parcels) == before
+
+
+def test_the_same_page_run_by_hand_leaves_the_same_record(parcels, capsys):
+    import nbformat
+    from nbclient import NotebookClient
+    champion = call(capsys, parcels, "status")[1]["champion"]
+    path = parcels/"reports"/champion["run"]/"retrain.ipynb"
+    nb = nbformat.read(path, 4)
+    NotebookClient(nb, resources={"metadata": {"path": str(path.parent)}}, timeout=120).execute()
+    assert champion["model"][:12] in str(nb.cells[-1].outputs)
+
+
+def test_a_page_run_by_hand_on_other_data_says_what_differs(parcels, capsys):
+    champion = call(capsys, parcels, "status")[1]["champion"]
+    record = parcels/"reports"/champion["run"]/"record.json"
+    kept = json.loads(record.read_bytes())
+    kept["model"] = "0"*64
+    record.write_text(json.dumps(kept))
+    import nbformat
+    from nbclient import NotebookClient
+    path = record.parent/"retrain.ipynb"
+    with pytest.raises(Exception, match="differs from the recorded one in its model"):
+        NotebookClient(nbformat.read(path, 4), resources={"metadata": {"path": str(path.parent)}}, timeout=120).execute()
+
+
+def test_doctor_finds_a_source_that_is_gone(parcels, capsys):
+    assert call(capsys, parcels, "doctor")[0] == 0
+    change(parcels, "settings.ini", "retrain_nb.demo.toy:rows", "gone:rows")
+    code, done = call(capsys, parcels, "doctor")
+    assert code == 3 and [c["check"] for c in done["checks"] if c["outcome"] == "FAIL"] == ["source"]
+
+
+def test_show_finds_by_the_first_digits_and_refuses_what_is_not_there(parcels, capsys):
+    champion = call(capsys, parcels, "status")[1]["champion"]
+    assert call(capsys, parcels, "show", champion["model"][:12])[0] == 0
+    assert call(capsys, parcels, "show", champion["run"])[1]["model"] == champion["model"]
+    assert call(capsys, parcels, "show", "ffffffffffff")[0] == 2
