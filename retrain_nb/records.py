@@ -13,7 +13,7 @@ __all__ = ['PASS', 'FAIL', 'INSUFFICIENT', 'OUTCOMES', 'EXIT_CODES', 'RetrainErr
 
 # %% ../nbs/00_records.ipynb #b4767abb
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -83,7 +83,7 @@ def combine(
     if not parts: return Verdict(name=name, outcome=INSUFFICIENT, reason="no check was made")
     outcome = max((p.outcome for p in parts), key=OUTCOMES.index)
     deciding = [p for p in parts if p.outcome == outcome]
-    reason = f"all {len(parts)} checks passed" if outcome == PASS else "; ".join(f"{p.name}: {p.reason}" for p in deciding)
+    reason = f"all {sum(len(p.leaves) for p in parts)} checks passed" if outcome == PASS else "; ".join(f"{p.name}: {p.reason}" for p in deciding)
     return Verdict(name=name, outcome=outcome, reason=reason, method="all must pass", parts=parts)
 
 # %% ../nbs/00_records.ipynb #59ce62c9

@@ -126,7 +126,7 @@ def _known(loc:tuple) -> list[str]:
     "The names that are accepted where `loc` points"
     if len(loc) == 1: return list(Settings.model_fields)
     section = Settings.model_fields[loc[0]].annotation if loc[0] in Settings.model_fields else None
-    return list(section.model_fields) if section else [] # type: ignore[attr-defined]
+    return list(section.model_fields) if section else [] # type: ignore[union-attr]
 
 # %% ../nbs/03_settings.ipynb #fc98ee0d
 def _finding(error:Any) -> str:

@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 
 from retrain_nb.records import RetrainError
 from retrain_nb.services import render
+from retrain_nb.services.profile import profile
 from retrain_nb.services.render import alive, clean, index, report
 
 PASS = {"name": "gates", "outcome": "PASS", "reason": "all checks passed", "parts": []}
@@ -19,16 +20,25 @@ EVIL = "steal()"
 PICTURE = base64.b64encode(b"\x89PNG" + b"0"*60).decode()
 
 HTML = [ # What an output or a Markdown cell may hold
-    f"<script>{EVIL}</script>", f"<img src=x onerror={EVIL}>", f"<svg onload={EVIL}><script>{EVIL}</script></svg>", f'<a href="javascript:{EVIL}">late</a>',
-    f'<a href="java&#9;script:{EVIL}">late</a>', f'<a href="data:text/html,<script>{EVIL}</script>">late</a>', '<iframe src="https://evil.example"></iframe>',
-    '<link rel=stylesheet href="https://evil.example/x.css">', "<style>@import 'https://evil.example/x.css'; body{background:url(https://evil.example)}</style>",
-    '<img src="https://evil.example/x.png">', '<img srcset="https://evil.example/x.png 2x">', f'<form action="https://evil.example"><input autofocus onfocus={EVIL}></form>',
-    '<meta http-equiv=refresh content="0;url=https://evil.example">', '<base href="https://evil.example">', f'<object data="javascript:{EVIL}"></object>',
-    f'<math><mtext><table><mglyph><style><img src=x onerror={EVIL}></style></mglyph></table></mtext></math>', f"<noscript><p title=\"</noscript><img src=x onerror={EVIL}>\">",
-    f'<details open ontoggle={EVIL}><summary>x</summary></details>', '<p style="position:fixed;inset:0;background:url(https://evil.example)">PASS</p>',
+    f"<script>{EVIL}</script>", f"<img src=x onerror={EVIL}>", f"<svg onload={EVIL}><script>{EVIL}</script></svg>",
+    f'<a href="javascript:{EVIL}">late</a>',
+    f'<a href="java&#9;script:{EVIL}">late</a>', f'<a href="data:text/html,<script>{EVIL}</script>">late</a>',
+    '<iframe src="https://evil.example"></iframe>',
+    '<link rel=stylesheet href="https://evil.example/x.css">',
+    "<style>@import 'https://evil.example/x.css'; body{background:url(https://evil.example)}</style>",
+    '<img src="https://evil.example/x.png">', '<img srcset="https://evil.example/x.png 2x">',
+    f'<form action="https://evil.example"><input autofocus onfocus={EVIL}></form>',
+    '<meta http-equiv=refresh content="0;url=https://evil.example">', '<base href="https://evil.example">',
+    f'<object data="javascript:{EVIL}"></object>',
+    f'<math><mtext><table><mglyph><style><img src=x onerror={EVIL}></style></mglyph></table></mtext></math>',
+    f"<noscript><p title=\"</noscript><img src=x onerror={EVIL}>\">",
+    f'<details open ontoggle={EVIL}><summary>x</summary></details>',
+    '<p style="position:fixed;inset:0;background:url(https://evil.example)">PASS</p>',
     f"<video><source onerror={EVIL}></video>", f'<img src="data:image/svg+xml;base64,{base64.b64encode(b"<svg onload=steal()>").decode()}">',
-    f"</section></main><script>{EVIL}</script>", f"<!--><img src=x onerror={EVIL}>-->", f"<xmp></xmp><script>{EVIL}</script>", f'<b id="c0" class="verdict is-pass" onclick={EVIL}>PASS</b>']
-MARKDOWN = [f"[x](javascript:{EVIL})", f"![x](javascript:{EVIL})", "![x](https://evil.example/x.png)", f"<javascript:{EVIL}>", f"[x]: javascript:{EVIL}\n[x]", f"```html\n<script>{EVIL}</script>\n```"]
+    f"</section></main><script>{EVIL}</script>", f"<!--><img src=x onerror={EVIL}>-->", f"<xmp></xmp><script>{EVIL}</script>",
+    f'<b id="c0" class="verdict is-pass" onclick={EVIL}>PASS</b>']
+MARKDOWN = [f"[x](javascript:{EVIL})", f"![x](javascript:{EVIL})", "![x](https://evil.example/x.png)", f"<javascript:{EVIL}>",
+            f"[x]: javascript:{EVIL}\n[x]", f"```html\n<script>{EVIL}</script>\n```"]
 
 
 def cell(kind, source, outputs=(), tags=()):
@@ -45,7 +55,8 @@ def dangers(markup):
     "Everything in a document that could run, load or submit, found with another parser than ours"
     soup, found = BeautifulSoup(markup, "html.parser"), []
     for tag in soup.find_all(True):
-        if tag.name in ("script", "iframe", "object", "embed", "form", "input", "svg", "math", "link", "base", "video", "audio", "source", "template"): found.append(tag.name)
+        if tag.name in ("script", "iframe", "object", "embed", "form", "input", "svg", "math", "link", "base", "video", "audio", "source",
+                        "template"): found.append(tag.name)
         if tag.name == "meta" and tag.get("http-equiv", "").lower() == "refresh": found.append("refresh")
         for name, value in tag.attrs.items():
             text = re.sub(r"\s", "", " ".join(value) if isinstance(value, list) else value).lower()
@@ -64,11 +75,14 @@ def hostile(tmp_path_factory):
     cells += [cell("code", HTML[0], [display(text__html=text) for text in HTML] + [display(text__markdown=text) for text in HTML + MARKDOWN])]
     cells += [cell("code", f"# {HTML[1]}", [
         display(application__javascript=EVIL), display(image__svg_xml=HTML[2]), display(text__latex=HTML[0]), display(text__plain=HTML[0]),
-        {"output_type": "display_data", "metadata": {"image/png": {"alt": f'"><script>{EVIL}</script>', "width": f'1" onload="{EVIL}'}}, "data": {"image/png": PICTURE, "text/plain": HTML[1]}},
+        {"output_type": "display_data", "metadata": {"image/png": {"alt": f'"><script>{EVIL}</script>', "width": f'1" onload="{EVIL}'}},
+         "data": {"image/png": PICTURE, "text/plain": HTML[1]}},
         display(image__png=f'x" onerror="{EVIL}'), {"output_type": "stream", "name": "stdout", "text": HTML[0]},
         {"output_type": "error", "ename": HTML[0], "evalue": HTML[1], "traceback": [HTML[0]]}], tags=["figure"])]
-    head = {"title": HTML[0], "state": HTML[1], "cause": HTML[2], "verdict": {"name": HTML[0], "outcome": "PASS", "reason": HTML[1], "parts": []},
-            "decision": {"sentence": HTML[1]}, "facts": {"run": HTML[0], HTML[1]: HTML[2]}, "numbers": {HTML[0]: HTML[1]}, "links": {"x": f"javascript:{EVIL}", "y": "https://evil.example", HTML[0]: "profile.html"}}
+    head = {"title": HTML[0], "state": HTML[1], "cause": HTML[2], "verdict": {"name": HTML[0], "outcome": "PASS", "reason": HTML[1],
+                                                                              "parts": []},
+            "decision": {"sentence": HTML[1]}, "facts": {"run": HTML[0], HTML[1]: HTML[2]}, "numbers": {HTML[0]: HTML[1]},
+            "links": {"x": f"javascript:{EVIL}", "y": "https://evil.example", HTML[0]: "profile.html"}}
     return report(page(folder, *cells), head, folder/"report.html").read_text()
 
 
@@ -100,7 +114,8 @@ def test_only_plain_relative_links_lead_to_neighbours(hostile):
     assert outside == ["profile.html"]
 
 def test_a_hostile_index_is_harmless(tmp_path):
-    rows = [{"run": text, "state": text, "verdict": None, "as_of": text, "decision": text, "reason": text, "model": text, "seconds": 1.0} for text in [*HTML, "../../etc"]]
+    rows = [{"run": text, "state": text, "verdict": None, "as_of": text, "decision": text, "reason": text, "model": text,
+             "seconds": 1.0} for text in [*HTML, "../../etc"]]
     assert dangers(index(rows, tmp_path/"index.html", HTML[0]).read_text()) == []
 
 @pytest.mark.parametrize("text", HTML)
@@ -109,18 +124,22 @@ def test_each_fragment_alone_is_harmless(text):
 
 def test_a_living_report_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(render, "clean", lambda markup: markup)
-    with pytest.raises(RetrainError, match="can run or load"): report(page(tmp_path, cell("markdown", HTML[1])), HEAD, tmp_path/"report.html")
+    with pytest.raises(RetrainError, match="can run or load"): report(page(tmp_path, cell("markdown", HTML[1])), HEAD,
+                                                                      tmp_path/"report.html")
     assert not (tmp_path/"report.html").exists()
 
 def test_ordinary_tables_text_and_links_survive(tmp_path):
     table = '<table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th><th>carrier</th></tr></thead><tbody><tr><th>0</th><td>UA &amp; DL</td></tr></tbody></table>'
-    made = report(page(tmp_path, cell("markdown", "## Rows\n\n| a | b |\n|---|---|\n| 1 | [more](https://example.com) |"), cell("code", "frame", [display(text__html=table)])), HEAD, tmp_path/"r.html")
+    made = report(page(tmp_path, cell("markdown", "## Rows\n\n| a | b |\n|---|---|\n| 1 | [more](https://example.com) |"),
+                       cell("code", "frame", [display(text__html=table)])), HEAD, tmp_path/"r.html")
     soup = BeautifulSoup(made.read_text(), "html.parser").select_one(".page")
     assert [td.text for td in soup.find_all("td")] == ["1", "more", "UA & DL"] and soup.find("a")["href"] == "https://example.com"
 
 def test_a_report_stays_below_three_megabytes_and_says_what_is_missing(tmp_path):
     big = [display(image__png="A"*n) for n in (4_000, 2_000_000, 1_400_000, 900_000)]
-    made = report(page(tmp_path, cell("code", "x", big, tags=["figure"]), cell("code", "y", [{"output_type": "stream", "text": "z"*5_000_000}])), HEAD, tmp_path/"r.html")
+    made = report(page(tmp_path, cell("code", "x", big, tags=["figure"]), cell("code", "y",
+                                                                               [{"output_type": "stream", "text": "z"*5_000_000}])), HEAD,
+                                                                               tmp_path/"r.html")
     assert made.stat().st_size < 3_000_000 and "a picture of 2.0 MB was left out" in made.read_text() and "4,800,000 characters left out" in made.read_text()
     assert len(re.findall("<img", made.read_text())) == 3
 
@@ -129,8 +148,11 @@ def test_a_page_of_endless_code_still_gets_a_small_report(tmp_path):
     assert made.stat().st_size < 3_000_000 and "too long for a report" in made.read_text()
 
 def test_a_failed_run_shows_its_state_and_cause_first_and_its_broken_cell(tmp_path):
-    broken = cell("code", "run.read()", [{"output_type": "error", "ename": "DataError", "evalue": "column `dest` is missing.", "traceback": ["\x1b[31mtrace\x1b[0m"]}])
-    made = report(page(tmp_path, cell("markdown", "# Retrain"), broken), {**HEAD, "state": "failed", "verdict": None, "cause": "DataError: column `dest` is missing."}, tmp_path/"r.html").read_text()
+    broken = cell("code", "run.read()", [{"output_type": "error", "ename": "DataError", "evalue": "column `dest` is missing.",
+                                          "traceback": ["\x1b[31mtrace\x1b[0m"]}])
+    made = report(page(tmp_path, cell("markdown", "# Retrain"), broken), {**HEAD, "state": "failed", "verdict": None,
+                                                                          "cause": "DataError: column `dest` is missing."},
+                                                                          tmp_path/"r.html").read_text()
     soup = BeautifulSoup(made, "html.parser")
     assert soup.select_one(".word").text == "FAILED" and "dest" in soup.select_one(".verdict").text
     assert soup.select_one(soup.select_one(".verdict a")["href"]).select_one(".error b").text == "DataError" and "\x1b" not in made
@@ -160,3 +182,70 @@ def test_rendering_needs_neither_nbconvert_nor_matplotlib(tmp_path):
                "print([m for m in ('nbconvert', 'nbformat', 'matplotlib', 'pandas', 'bs4') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", program, path, tmp_path/"r.html"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# The data profile: made by somebody else's library, so kept on a short lead
+
+SPY = """
+import os, socket
+def note(what): open(os.path.dirname(__file__) + "/calls.txt", "a").write(what + "\\n")
+connect, lookup = socket.socket.connect, socket.getaddrinfo
+def spied(self, address):
+    if self.family != socket.AF_UNIX: note(f"connect {address}")
+    return connect(self, address)
+socket.socket.connect = spied
+socket.getaddrinfo = lambda *a, **k: (note(f"lookup {a[0]}"), lookup(*a, **k))[1]
+note("spy is here")
+"""
+
+@pytest.fixture(scope="module")
+def profiled(tmp_path_factory):
+    "A profile of a frame full of traps, and what its process tried to reach"
+    import pandas as pd
+    folder = tmp_path_factory.mktemp("profile")
+    (folder/"spy").mkdir()
+    (folder/"spy"/"sitecustomize.py").write_text(SPY)
+    n = 400
+    frame = pd.DataFrame({"hour": range(n), "carrier": pd.Categorical(["UA", "DL"]*(n//2)),
+                          "dest": [f"<img src=x onerror={EVIL}>", "BOS"]*(n//2), f"<script>{EVIL}</script>": range(n),
+                          "free": [f"<script>{EVIL}</script> {i}" for i in range(n)], "when": pd.date_range("2013-01-01", periods=n,
+                                                                                                            tz="UTC").astype("datetime64[us, UTC]"),
+                          "passenger": ["A. Person"]*n})
+    for i, part in enumerate((frame[:150], frame[150:])): part.to_parquet(folder/f"{i}.parquet")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(folder/"spy"))
+        patch.setenv("YDATA_PROFILING_NO_ANALYTICS", "")
+        reason = profile([folder/"0.parquet", folder/"1.parquet"], folder/"profile.html", drop=["passenger"], rows=300,
+                         title=f"<script>{EVIL}</script>")
+    return reason, folder/"profile.html", (folder/"spy"/"calls.txt").read_text().splitlines()
+
+def test_a_profile_is_made_and_keeps_to_its_budget(profiled):
+    reason, path, _ = profiled
+    assert reason == "" and 100_000 < path.stat().st_size < 4_000_000
+
+def test_a_profile_calls_nobody(profiled):
+    assert set(profiled[2]) == {"spy is here"}
+
+def test_a_profile_shows_no_personal_column_and_no_live_text_of_the_data(profiled):
+    soup = BeautifulSoup(profiled[1].read_text(), "html.parser")
+    assert "passenger" not in soup.decode() and "A. Person" not in soup.decode()
+    assert [t for t in soup.find_all(True) if any(name.startswith("on") for name in t.attrs)] == [] and [s for s in soup.find_all("script") if EVIL in s.text] == []
+
+def test_a_profile_may_not_load_anything(profiled):
+    soup = BeautifulSoup(profiled[1].read_text(), "html.parser")
+    assert "default-src 'none'" in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
+    assert [t for t in soup.find_all(["script", "link", "img", "iframe"]) if str(t.get("src") or t.get("href") or "").startswith(("http",
+                                                                                                                                  "//"))] == []
+
+def test_a_profile_knows_categories_and_dates(profiled):
+    text = {v.get_text(" ").split()[0]: v.get_text(" ") for v in BeautifulSoup(profiled[1].read_text(), "html.parser").select(".variable")}
+    assert "Categorical" in text["carrier"] and "Categorical" in text["dest"] and "2013-01" in text["when"]
+
+def test_a_profile_that_is_too_large_is_not_placed(tmp_path):
+    import pandas as pd
+    pd.DataFrame({"a": [1, 2, 3]}).to_parquet(tmp_path/"x.parquet")
+    assert "more than its budget" in profile([tmp_path/"x.parquet"], tmp_path/"p.html", limit=1000) and not (tmp_path/"p.html").exists()
+
+@pytest.mark.parametrize("parts", [["gone.parquet"], []])
+def test_a_profile_that_cannot_be_made_is_a_sentence(tmp_path, parts):
+    assert "could not be made" in profile([tmp_path/p for p in parts], tmp_path/"p.html")

@@ -19,7 +19,8 @@ METRIC = {"value": 0.44, "low": 0.42, "high": 0.46}
 GATES = {"name": "gates", "outcome": "FAIL", "reason": "auc", "parts": [
     {"name": "auc", "outcome": "FAIL", "reason": "worse by 0.02", "value": 0.02, "interval": [0.01, 0.03], "n": 900, "threshold": 0.01},
     {"name": "contract", "outcome": "PASS", "reason": "no value of passenger is missing"}]}
-EVALUATION = {"candidate": {"log_loss": METRIC, "auc": METRIC}, "difference": {"auc": METRIC}, "reliability": [{"n": 9, "score": 0.1, "rate": 0.2, "low": 0.1, "high": 0.3}],
+EVALUATION = {"candidate": {"log_loss": METRIC, "auc": METRIC}, "difference": {"auc": METRIC},
+              "reliability": [{"n": 9, "score": 0.1, "rate": 0.2, "low": 0.1, "high": 0.3}],
               "by_day": [{"day": f"2013-05-{i:02}", "n": 9, "rate": 0.2, "candidate": 0.5, "rival": None} for i in range(1, 15)]}
 RECIPE = {"as_of": "2013-06-01T00:00:00Z", "snapshot": "5f"*32, "seed": 3, "params": {"num_leaves": 31}}
 
@@ -31,8 +32,10 @@ def bench(tmp_path):
     for p in (store, folder): p.mkdir(parents=True)
     (store/"model.json").write_text('{"booster": "tree"}')
     (folder/"report.html").write_text("<h1>FAIL</h1>")
-    told = describe({"run": RUN, "page": "retrain", "cycle": "cycle-77", "state": "ok", "as_of": RECIPE["as_of"]}, RECIPE, EVALUATION, GATES, {"did": "kept", "sentence": "The champion stays."},
-                    [{"name": "model", "kind": "model", "path": str(store/"model.json")}, {"name": "report", "kind": "report", "path": "report.html"}], personal=["passenger"])
+    told = describe({"run": RUN, "page": "retrain", "cycle": "cycle-77", "state": "ok", "as_of": RECIPE["as_of"]}, RECIPE, EVALUATION,
+                    GATES, {"did": "kept", "sentence": "The champion stays."},
+                    [{"name": "model", "kind": "model", "path": str(store/"model.json")},
+                     {"name": "report", "kind": "report", "path": "report.html"}], personal=["passenger"])
     prepare(folder, told)
     return store, folder
 
@@ -69,7 +72,8 @@ def test_an_offline_run_reads_back_whole(bench):
     path, = (store/done["path"]).glob("*.wandb")
     found = read_back(path)
     assert (found["run"], found["group"], found["job"], found["exit"]) == (RUN, "cycle-77", "retrain", 0)
-    assert set(found["tags"]) == {"FAIL", "kept", "retrain"} and found["config"]["params"] == {"num_leaves": 31} and found["config"]["snapshot"] == RECIPE["snapshot"]
+    assert set(found["tags"]) == {"FAIL", "kept",
+                                  "retrain"} and found["config"]["params"] == {"num_leaves": 31} and found["config"]["snapshot"] == RECIPE["snapshot"]
     assert found["metrics"] == {"log_loss": "min", "auc": "max", "difference.auc": "min"} and found["summary"]["outcome"] == "FAIL"
     assert {name: found["summary"][f"{name}.nrows"] for name in tracking.TABLES} == {"gates": 2, "calibration": 1, "days": 14}
     assert {"model", "report"} <= set(found["artifacts"]) and found["artifacts"]["model"]["digest"] == digest_file(store/"model.json")
@@ -85,7 +89,8 @@ def test_nothing_is_left_running_and_nothing_is_written_outside_the_store(bench,
     wait((folder/"mirror.done.json").exists)
     wait(lambda: gone(seen))
     stray = [p for p in psutil.process_iter(["cmdline"]) if str(store) in " ".join(p.info["cmdline"] or []) and p.status() != psutil.STATUS_ZOMBIE]
-    assert stray == [] and [p for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME") for p in (tmp_path/name).rglob("*")] == []
+    assert stray == [] and [p for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME",
+                                           "XDG_CONFIG_HOME") for p in (tmp_path/name).rglob("*")] == []
     assert list((store/"wandb"/"data").rglob("staging/*"))
 
 def test_offline_never_uses_a_key_or_a_server_that_lies_around(bench, monkeypatch):
@@ -171,8 +176,10 @@ def test_a_store_that_cannot_be_written_to_is_no_error(bench, tmp_path):
     (tmp_path/"file").write_text("in the way")
     assert start_mirror(bench[1], tmp_path/"file") == 0
 
-@pytest.mark.parametrize("change", [{"rows": [1]}, {"config": {"passenger": 1}}, {"tables": {"gates": {"columns": ["passenger"], "rows": [["A. Person"]]}}},
-                                    {"tables": {"days": {"columns": list(tracking.TABLES["days"]), "rows": [[0]*5]*1001}}}, {"tables": {"rows": {"columns": ["x"], "rows": []}}}])
+@pytest.mark.parametrize("change", [{"rows": [1]}, {"config": {"passenger": 1}}, {"tables": {"gates": {"columns": ["passenger"],
+                                                                                                       "rows": [["A. Person"]]}}},
+                                    {"tables": {"days": {"columns": list(tracking.TABLES["days"]), "rows": [[0]*5]*1001}}},
+                                    {"tables": {"rows": {"columns": ["x"], "rows": []}}}])
 def test_rows_and_unknown_columns_have_no_place_in_a_mirror(bench, change):
     told = json.loads((bench[1]/"mirror.json").read_bytes())
     with pytest.raises(DataError, match="may hold"): check_mirror({**told, **change})
@@ -181,7 +188,8 @@ def test_a_reason_that_speaks_of_a_personal_column_stays_at_home(bench):
     assert "passenger" not in (bench[1]/"mirror.json").read_text()
 
 def test_a_run_that_failed_early_can_be_mirrored_too(tmp_path):
-    told = describe({"run": RUN, "page": "retrain", "cycle": None, "state": "killed", "as_of": None}, {}, {}, None, {}, [{"name": "model", "kind": "model", "path": "gone.json"}])
+    told = describe({"run": RUN, "page": "retrain", "cycle": None, "state": "killed", "as_of": None}, {}, {}, None, {},
+                    [{"name": "model", "kind": "model", "path": "gone.json"}])
     assert json.loads(prepare(tmp_path, told).read_bytes())["files"] == [] and told["outcome"] == "KILLED" and told["tables"] == {}
 
 def test_a_torn_file_reads_as_far_as_it_is_whole(bench, tmp_path):
@@ -196,4 +204,5 @@ def test_a_torn_file_reads_as_far_as_it_is_whole(bench, tmp_path):
 def test_importing_the_room_does_not_load_the_client():
     import subprocess
     program = "import sys, retrain_nb.services.tracking; print('wandb' in sys.modules, 'psutil' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ).stdout.split() == ["False", "False"]
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                          env=os.environ).stdout.split() == ["False", "False"]

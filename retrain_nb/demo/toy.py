@@ -27,7 +27,7 @@ def rows() -> pd.DataFrame: # 5,460 rows: parcel_id, due_time, late, known_time,
     return pd.DataFrame({
         "parcel_id": [f"P{i:05d}" for i in range(len(due))], "due_time": due,
         "late": (rng.random(len(due)) < 1/(1 + np.exp(-odds))).astype("float64"), "known_time": due + pd.Timedelta("1D"),
-        "depot": pd.Categorical.from_codes(depot, list("ABCDE")), "load": load.round(3), "rain": rain,
+        "depot": pd.Categorical.from_codes(depot, pd.Index(list("ABCDE"))), "load": load.round(3), "rain": rain,
         "hour": due.dt.hour.astype("float64"), "weekday": due.dt.dayofweek.astype("float64")})
 
 # %% ../../nbs/demo/toy.ipynb #2956306f

@@ -17,12 +17,12 @@ from typing import Any
 
 from ..digest import digest, short
 from .runs import mark_lost, page_code, page_path, plan, publish, run_page
-from ..records import FAIL, INSUFFICIENT, PASS, RetrainError, Verdict, as_json, combine, from_json
+from ..records import INSUFFICIENT, PASS, Verdict, as_json, combine, from_json
 from ..services.workbench import Workbench
 from ..settings import policy
 from ..stages.features import view_digest
 from ..stores import catalog
-from ..windows import iso, parse_time
+from ..windows import iso
 
 # %% ../../nbs/loop/41_cycle.ipynb #6584beaa
 def cycle_key(
@@ -83,7 +83,7 @@ def cycle(
     as_of:datetime,   # The moment whose knowledge is used, UTC
     by:str="cron",    # Who asked, for the record
     say:Callable[[str], None]=lambda text: None # Hears of progress
-) -> dict[str, Any]:  # `as_of`, `verdict`, `reasons`, `run`, `did`, `sentence`, `champion`, `report`
+) -> dict[str, Any]:  # `as_of`, `verdict`, `reasons`, `run`, `did`, `sentence`, `champion`, `report`, `state`, `cause`, `new`
     "One turn of the loop"
     key = cycle_key(book, as_of)
     if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False)
@@ -112,4 +112,4 @@ def answer(
     "What a cycle tells its caller"
     run = book.ask(catalog.run, done["run"]) if done["run"] else None
     return {"as_of": done["as_of"], "verdict": done["outcome"], "reasons": [done["verdict"]], "run": done["run"], "did": done["did"], "sentence": done["sentence"],
-            "champion": (book.ask(catalog.champion) or {}).get("model", ""), "report": run["report"] if run else "", "state": run["state"] if run else "", "new": new}
+            "champion": (book.ask(catalog.champion) or {}).get("model", ""), "report": run["report"] if run else "", "state": run["state"] if run else "", "cause": run["cause"] if run else "", "new": new}

@@ -69,13 +69,13 @@ def plan(
     page = page_path(book, name)
     declared = read_parameters(page)
     wanted = {k: v for k, v in check_parameters(declared, given).items() if k in given}
-    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(wanted.get("as_of") or as_of)), "settings": book.freeze_policy(), "seed": book.settings.trainer.seed}
+    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "settings": book.freeze_policy(), "seed": book.settings.trainer.seed}
     recipe = None
     if "snapshot" in declared:
         moment = parse_time(house["as_of"])
-        rows = book.snapshots.describe(wanted["snapshot"]) if wanted.get("snapshot") else book.freeze(moment, datetime.now(UTC))
+        rows = book.snapshots.describe(str(wanted["snapshot"])) if wanted.get("snapshot") else book.freeze(moment, datetime.now(UTC))
         house |= {"snapshot": rows.digest, "champion": wanted.get("champion") or (book.ask(catalog.champion) or {}).get("model", "")}
-        recipe = book.recipe(moment, rows, house["champion"], int(wanted.get("seed", house["seed"])))
+        recipe = book.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])))
         book.artifacts.put(canonical(as_json(recipe)), "recipe")
     parameters = check_parameters(declared, {**{k: v for k, v in house.items() if k in declared}, **{k: v for k, v in wanted.items() if v != ""}})
     code = page_code(page)
@@ -176,15 +176,15 @@ def publish(
     decision:dict[str, Any],  # What the loop made of it
     say:Callable[[str], None]=lambda text: None # Hears of progress
 ) -> None:
-    "Make the views of a finished run: mirror, report, index, profile"
+    "Make the views of a finished run: report, mirror, profile, index"
     done, folder, settings = book.ask(catalog.run, run), book.reports/run, book.settings
     newest = book.ask(ledger.entries)[-1]
     page = folder/f"{done['page']}.ipynb"
     say("writing the report")
     _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, newest, settings.workbench.name), folder/"report.html"), say)
-    _try("index", lambda: render.index(book.ask(catalog.runs, 500), book.reports/"index.html", settings.workbench.name), say)
     _try("mirror", lambda: send_mirror(book, done, decision), say)
     if settings.run.profile_rows and done["parameters"].get("snapshot"): _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], folder/"profile.html", say), say)
+    _try("index", lambda: render.index(book.ask(catalog.runs, 500), book.reports/"index.html", settings.workbench.name), say)
 
 # %% ../../nbs/loop/40_runs.ipynb #f1dd67ec
 def profile_snapshot(

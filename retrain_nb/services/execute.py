@@ -261,7 +261,8 @@ def _kernel(
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     short = len(scratch) < 80 # The path of a socket has at most 107 bytes
-    manager = AsyncKernelManager(kernel_name="python3", transport="ipc" if short else "tcp", connection_file=f"{scratch}/kernel.json")
+    manager = AsyncKernelManager(kernel_name="python3", transport="ipc" if short else "tcp", connection_file=f"{scratch}/kernel.json",
+                                 shutdown_wait_time=2.0)
     quiet = ["--IPKernelApp.log_level=40", "--HistoryManager.enabled=False"]
     manager._kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *quiet], language="python")
     return manager
@@ -315,10 +316,13 @@ class Sitting:
     def ended(self, cell:Any, cell_index:int, execute_reply:dict) -> None:
         "A code cell has ended, well or badly"
         said = execute_reply["content"]
-        if said["status"] != "ok": self.error = {"name": said.get("ename", said["status"]), "text": said.get("evalue", "")}
-        else:
-            self.at = None
-            self.tell("done", **self.where, seconds=round(time.monotonic() - self.since, 3))
+        if said["status"] != "ok":
+            self.error = {"name": said.get("ename", said["status"]), "text": said.get("evalue", "")}
+            return
+        if any(p.get("source") == "ask_exit" for p in said.get("payload", [])): # The kernel would end a few cells later
+            raise RetrainError(f"{_where(self.where)} left the page with quit()")
+        self.at = None
+        self.tell("done", **self.where, seconds=round(time.monotonic() - self.since, 3))
 
 # %% ../../nbs/services/30_execute.ipynb #36a324fb
 def _write(sitting:Sitting) -> None:

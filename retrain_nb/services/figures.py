@@ -34,7 +34,8 @@ class Picture:
         from PIL import Image
         canvas, out = FigureCanvasAgg(self.figure), BytesIO()
         canvas.draw()
-        Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(out, "png", optimize=True)
+        drawn = Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
+        drawn.quantize(64, dither=Image.Dither.NONE).save(out, "png", optimize=True)
         return out.getvalue()
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]: return self.png(), {"width": int(WIDTH*100), "alt": self.finding}
     def __repr__(self) -> str: return f"<Picture: {self.finding}>"
@@ -95,7 +96,8 @@ def periods(
     time, label = frame[source.time], frame[source.label]
     step = pd.Timedelta(days=days)
     number = ((time - cut)//step).rename("period")
-    counted = pd.DataFrame({"rows": 1, "open": label.isna(), "rate": label}).groupby(number).agg({"rows": "sum", "open": "sum", "rate": "mean"})
+    counted = pd.DataFrame({"rows": 1, "open": label.isna(), "rate": label}).groupby(number)
+    counted = counted.agg({"rows": "sum", "open": "sum", "rate": "mean"})
     start = pd.DatetimeIndex([pd.Timestamp(cut) + step*int(i) for i in counted.index])
     covered = (pd.Series(start + step).clip(upper=time.max()) - pd.Series(start).clip(lower=time.min()))/pd.Timedelta(days=1)
     per_day = counted[["rows", "open"]].div(covered.clip(lower=1/24).to_numpy(), axis=0)
@@ -158,7 +160,8 @@ def _rail(ax:Any, y:int, name:str, estimate:Any, margin:float) -> None:
     if estimate is not None:
         low, value, high = (min(max(x/margin, -REACH), REACH) for x in (estimate.low, estimate.value, estimate.high))
         ax.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-        ax.plot([value], [y], marker="<" if estimate.value/margin < -REACH else ">" if estimate.value/margin > REACH else "o", color=colour, markersize=7)
+        marker = "<" if estimate.value/margin < -REACH else ">" if estimate.value/margin > REACH else "o"
+        ax.plot([value], [y], marker=marker, color=colour, markersize=7)
         words = f"{estimate.value:+.4f}  ({estimate.low:+.4f} to {estimate.high:+.4f})"
     ax.text(-REACH - 0.12, y, name.replace("_", " "), ha="right", va="center", fontsize=9.5, color=INK, fontweight="bold")
     ax.text(REACH + 0.12, y + 0.16, words.replace("-", "−"), ha="left", va="center", fontsize=8.5, color=colour)
@@ -201,12 +204,13 @@ def daily(
     days = list(evaluation.by_day)
     pairs = [(d.candidate, d.rival) for d in days if d.rival is not None]
     won = sum(a < b for a, b in pairs)
-    finding = f"The candidate has the lower log loss on {won} of {len(pairs)} days" if pairs else f"Log loss of the candidate on {len(days)} days"
+    compared = f"The candidate has the lower log loss on {won} of {len(pairs)} days"
+    finding = compared if pairs else f"Log loss of the candidate on {len(days)} days"
     picture, (ax,) = _panels(finding, 2.6)
     at = [_day(d.day) for d in days]
     ends = [(evaluation.rival_name, [d.rival for d in days], RIVAL)] if pairs else []
     ends = [("candidate", [d.candidate for d in days], CANDIDATE), *ends]
-    for name, values, colour in ends[::-1]: ax.plot(at, values, color=colour, linewidth=1.8, marker="o", markersize=3.5)
+    for _, values, colour in ends[::-1]: ax.plot(at, values, color=colour, linewidth=1.8, marker="o", markersize=3.5)
     if at: _end_labels(ax, at[-1], [(name, values[-1], colour) for name, values, colour in ends])
     ax.set_ylabel("mean log loss", color=MUTED, fontsize=8)
     ax.locator_params(axis="y", nbins=4)
@@ -220,8 +224,8 @@ def _end_labels(ax:Any, x:Any, ends:list[tuple[str, float, str]]) -> None:
     gap, before = 0.09*(high - low), float("-inf")
     for name, y, colour in sorted(ends, key=lambda end: end[1]):
         before = max(y, before + gap)
-        ax.annotate(name, (x, before), xytext=(7, 0), textcoords="offset points", color=colour if colour != RIVAL else MUTED, fontsize=8.5, fontweight="bold", va="center",
-                    annotation_clip=False)
+        ax.annotate(name, (x, before), xytext=(7, 0), textcoords="offset points", color=MUTED if colour == RIVAL else colour,
+                    fontsize=8.5, fontweight="bold", va="center", annotation_clip=False)
     box = ax.get_position()
     ax.set_position((box.x0, box.y0, box.width - 0.65/WIDTH, box.height))
 
@@ -262,7 +266,7 @@ def importance(
     finding = f"{shown[0][0]} brings {shown[0][1]:.0%} of what the model learned" if shown else "No feature brought any gain"
     picture, (ax,) = _panels(finding, 0.75 + 0.2*max(len(shown), 1), left=1.7)
     ax.barh(range(len(shown)), [share for _, share in shown], height=0.72, color=CANDIDATE)
-    for place, (name, share) in enumerate(shown): ax.text(share + 0.004, place, f"{share:.1%}", va="center", fontsize=8, color=MUTED)
+    for place, (_, share) in enumerate(shown): ax.text(share + 0.004, place, f"{share:.1%}", va="center", fontsize=8, color=MUTED)
     ax.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=8.5, color=INK)
     ax.set_ylim(max(len(shown), 1) - 0.4, -0.6)
     ax.set_xlim(0, 1.12*max([share for _, share in shown], default=1.0))

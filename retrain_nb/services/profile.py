@@ -63,7 +63,8 @@ def defuse(
     return pd.DataFrame(plain)
 
 # %% ../../nbs/services/35_profile.ipynb #69ebbf04
-POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; font-src data:\">"
+POLICY = ("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+          "img-src data:; font-src data:\">")
 
 def draw(
     spec:Mapping[str, Any] # `parts`, `drop`, `rows`, `title`, `limit`
@@ -71,8 +72,8 @@ def draw(
     "The profile; to be called in a child"
     import warnings
     warnings.simplefilter("ignore")
-    from ydata_profiling import ProfileReport
     frame = defuse(sample(spec["parts"], spec["drop"], spec["rows"], max(1, spec["limit"]//COLUMN_BYTES)))
+    from ydata_profiling import ProfileReport
     about = f"{len(frame):,} rows and {frame.shape[1]} columns, sampled; columns that may not be shown are left out."
     made = ProfileReport(frame, minimal=True, progress_bar=False, samples=None, title=spec["title"].translate(LOOKALIKE), dataset={"description": about})
     head, mark, rest = made.to_html().partition("<head>")
@@ -95,7 +96,8 @@ def main(
 def _environment(folder:str) -> dict[str, str]:
     "What the child may know: no telemetry, no window, no warnings, none of our secrets"
     import retrain_nb
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "PYTHONPATH")}
+    harmless = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+    kept = {name: value for name, value in os.environ.items() if name in harmless}
     ours = os.pathsep.join(filter(None, [str(Path(retrain_nb.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     return {**kept, "PYTHONPATH": ours, "HOME": folder, "MPLCONFIGDIR": folder, "TMPDIR": folder, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore",
             "YDATA_PROFILING_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}

@@ -8,8 +8,8 @@ that it stays below three megabytes, with a note where something was left out; a
 
 # %% auto #0
 __all__ = ['TAGS', 'SILENT', 'ATTRIBUTES', 'IMAGE', 'LINK', 'LONG', 'ANSI', 'COLOURS', 'FIRST', 'LIMIT', 'COLOUR', 'ALIVE',
-           'clean', 'prose', 'plain', 'code', 'Shown', 'Cell', 'shown', 'read_page', 'pull_figures', 'fit', 'checks',
-           'weigh', 'word', 'alive', 'report', 'index']
+           'LOADING', 'clean', 'prose', 'plain', 'code', 'Shown', 'Cell', 'shown', 'read_page', 'pull_figures', 'fit',
+           'checks', 'weigh', 'word', 'alive', 'report', 'index']
 
 # %% ../../nbs/services/31_render.ipynb #a267e636
 import html
@@ -28,8 +28,8 @@ from ..durable import write_atomic
 from ..records import RetrainError
 
 # %% ../../nbs/services/31_render.ipynb #2c5dd537
-TAGS = set("a b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li mark ol p pre s samp small span strong sub "
-           "summary sup table tbody td tfoot th thead tr u ul var".split())
+TAGS = set("a b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li mark ol p pre s samp small "
+           "span strong sub summary sup table tbody td tfoot th thead tr u ul var".split())
 SILENT = set("embed iframe math noscript object script style svg template textarea title".split()) # Dropped with all they hold
 ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "width"}, "td": {"colspan", "rowspan", "style"}, "th": {"colspan", "rowspan", "style"}, "tr": {"style"}}
 IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
@@ -82,7 +82,8 @@ def plain(
 ) -> str:    # HTML for the inside of `<pre>`
     "`text` without terminal colours, escaped, its middle left out if it is long"
     text = ANSI.sub("", text)
-    if len(text) > LONG: text = f"{text[:LONG//2]}\n\n… {len(text) - LONG:,} characters left out; they are in the notebook …\n\n{text[-LONG//2:]}"
+    left_out = f"\n\n… {len(text) - LONG:,} characters left out; they are in the notebook …\n\n"
+    if len(text) > LONG: text = text[:LONG//2] + left_out + text[-LONG//2:]
     return html.escape(text)
 
 # %% ../../nbs/services/31_render.ipynb #f7eb39d8
@@ -155,7 +156,8 @@ def shown(
     if kind == "error":
         trace = plain("\n".join(map(str, output.get("traceback", []))))
         cause = f"<b>{html.escape(str(output.get('ename', 'Error')))}</b>: {html.escape(ANSI.sub('', str(output.get('evalue', ''))))}"
-        return Shown(f'<div class="error"><p>{cause}</p><details class="code"><summary>traceback</summary><pre>{trace}</pre></details></div>', error=True)
+        more = f'<details class="code"><summary>traceback</summary><pre>{trace}</pre></details>'
+        return Shown(f'<div class="error"><p>{cause}</p>{more}</div>', error=True)
     return _rich(output.get("data") or {}, output.get("metadata") or {})
 
 # %% ../../nbs/services/31_render.ipynb #8a9673af
@@ -210,8 +212,8 @@ def fit(
     for i in sorted(range(len(parts)), key=lambda i: -len(parts[i].html)):
         if total <= room: break
         size = len(parts[i].html.encode())
-        what = "a picture" if parts[i].image else "an output"
-        parts[i] = replace(parts[i], html=_note(f"{what} of {size/1e6:.1f} MB was left out to keep this file below {LIMIT/1e6:.0f} MB; it is in the notebook"))
+        what = f"{'a picture' if parts[i].image else 'an output'} of {size/1e6:.1f} MB"
+        parts[i] = replace(parts[i], html=_note(f"{what} was left out to keep this file below {LIMIT/1e6:.0f} MB; it is in the notebook"))
         total -= size - len(parts[i].html)
     return parts
 
@@ -219,7 +221,8 @@ def fit(
 def _fitted(cells:Sequence[Cell]) -> tuple[list[Shown], list[Cell]]:
     "Figures and cells of a page, small enough together"
     text = sum(len(c.prose.encode()) + len(c.code.encode()) for c in cells)
-    if text > LIMIT//2: cells = [Cell("c0", prose=_note(f"the text and code of this page, {text/1e6:.1f} MB, are too long for a report; they are in the notebook"))]
+    long = f"the text and code of this page, {text/1e6:.1f} MB, are too long for a report; they are in the notebook"
+    if text > LIMIT//2: cells = [Cell("c0", prose=_note(long))]
     figures, cells = pull_figures(cells)
     parts = fit([*figures, *(o for c in cells for o in c.outputs)], LIMIT - LIMIT//10 - min(text, LIMIT//2))
     rest = iter(parts[len(figures):])
@@ -242,8 +245,9 @@ def checks(
     if not verdict: return []
     if verdict.get("parts"): return [row for part in verdict["parts"] for row in checks(part)]
     span = verdict.get("interval")
+    interval = f"{_number(span[0])} to {_number(span[1])}" if span else ""
     return [{"outcome": str(verdict["outcome"]), "colour": COLOUR.get(verdict["outcome"], "is-fail"), "name": str(verdict["name"]).replace("_", " "),
-             "reason": str(verdict["reason"]), "value": _number(verdict.get("value")), "interval": f"{_number(span[0])} to {_number(span[1])}" if span else "",
+             "reason": str(verdict["reason"]), "value": _number(verdict.get("value")), "interval": interval,
              "threshold": _number(verdict.get("threshold")), "n": "" if verdict.get("n") is None else f"{verdict['n']:,}"}]
 
 # %% ../../nbs/services/31_render.ipynb #34a0f779
@@ -266,7 +270,8 @@ def word(
     return str(state or "unknown").upper(), "is-insufficient" if state in ("ok", "running", "planned") else "is-fail"
 
 # %% ../../nbs/services/31_render.ipynb #b67abfbd
-ALIVE = set("script iframe object embed applet base form input button link frame frameset svg math audio video source track portal template".split())
+ALIVE = set("script iframe object embed applet base form input button link frame frameset svg math audio video source track template".split())
+LOADING = set("srcdoc srcset action background poster ping formaction xlink:href data".split()) # Attributes
 
 class _Reader(HTMLParser):
     "Collects what could run, load or submit something"
@@ -277,9 +282,9 @@ class _Reader(HTMLParser):
         if tag in ALIVE: self.found.append(f"<{tag}>")
         for name, value in attrs:
             text = re.sub(r"\s", "", value or "").lower()
-            bad = name.startswith("on") or name in ("srcdoc", "srcset", "action", "background", "poster", "ping", "formaction") or (name == "http-equiv" and text == "refresh")
-            bad = bad or (name == "src" and not IMAGE.fullmatch(value or "")) or (name == "style" and ("url" in text or "expression" in text))
-            bad = bad or (name in ("href", "xlink:href") and bool(re.match(r"[a-z][a-z0-9+.-]*:", text)) and not LINK.fullmatch(value or ""))
+            bad = (name.startswith("on") or name in LOADING or (name == "http-equiv" and text == "refresh")
+                   or (name == "src" and not IMAGE.fullmatch(value or "")) or (name == "style" and ("url" in text or "expression" in text))
+                   or (name == "href" and bool(re.match(r"[a-z][a-z0-9+.-]*:", text)) and not LINK.fullmatch(value or "")))
             if bad: self.found.append(f"<{tag} {name}={(value or '')[:40]}>")
 
 # %% ../../nbs/services/31_render.ipynb #eee55c28
@@ -305,8 +310,8 @@ def _template(name:str, **values:Any) -> str:
     import jinja2
     from markupsafe import Markup
     here = files("retrain_nb.services")
-    made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string((here/name).read_text(encoding="utf-8"))
-    return made.render(css=Markup((here/"report.css").read_text(encoding="utf-8")), **values)
+    strict = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return strict.from_string((here/name).read_text(encoding="utf-8")).render(css=Markup((here/"report.css").read_text(encoding="utf-8")), **values)
 
 # %% ../../nbs/services/31_render.ipynb #d694fdd1
 def _safe(part:Shown|Cell) -> dict[str, Any]:
@@ -318,7 +323,7 @@ def _safe(part:Shown|Cell) -> dict[str, Any]:
 # %% ../../nbs/services/31_render.ipynb #ce98aba9
 def report(
     page:Path|None,        # The executed notebook; `None` if the run left none
-    head:Mapping[str, Any],# `title`, `state`, `cause`, `verdict` and `facts`; perhaps `decision` (`sentence`, `verdict`), `numbers` and `links`, name to text
+    head:Mapping[str, Any],# `title`, `state`, `cause`, `verdict`, `facts`; perhaps `decision` (`sentence`, `verdict`), `numbers`, `links`
     out:Path               # Where the HTML goes
 ) -> Path:                 # `out`
     "Write the report of one run"
@@ -339,7 +344,8 @@ def _index_row(row:Mapping[str, Any], folder:Path) -> dict[str, Any]:
     "One run as the index shows it"
     run, (text, colour) = str(row["run"]), word(row.get("verdict"), row.get("state"))
     here = sorted(p.name for p in (folder/run).glob("*")) if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", run) else []
-    named = [("profile", "profile.html" if "profile.html" in here else ""), ("notebook", next((n for n in here if n.endswith(".ipynb")), ""))]
+    notebook = next((name for name in here if name.endswith(".ipynb")), "")
+    named = [("profile", "profile.html" if "profile.html" in here else ""), ("notebook", notebook)]
     seconds = row.get("seconds")
     return {"word": text, "colour": colour, "as_of": str(row.get("as_of") or "")[:10], "run": run, "decision": row.get("decision") or "", "reason": row.get("reason") or row.get("cause") or "",
             "model": short(str(row["model"])) if row.get("model") else "", "took": "" if seconds is None else f"{seconds:,.0f} s",
@@ -347,7 +353,7 @@ def _index_row(row:Mapping[str, Any], folder:Path) -> dict[str, Any]:
 
 # %% ../../nbs/services/31_render.ipynb #b06a3261
 def index(
-    rows:Iterable[Mapping[str, Any]], # Runs as the catalog has them, newest first: `run`, `state`, `verdict` or None, `as_of`, `decision`, `reason`, `model`, `seconds`
+    rows:Iterable[Mapping[str, Any]], # Runs as the catalog has them, newest first
     out:Path,                         # `index.html` in the folder that holds the folders of the runs
     title:str="Reports"               # Such as the name of the workbench
 ) -> Path:                            # `out`

@@ -24,7 +24,8 @@ from fastcore.basics import patch
 
 from ..digest import canonical, digest, short
 from ..durable import write_atomic
-from ..records import Model, Recipe, Refusal, Verdict, VerificationError, as_json, from_json, require
+from ..records import Model, Recipe, Refusal, Verdict, VerificationError, as_json, from_json
+from ..records import require as go_on
 from ..stages.features import encode
 from ..stages.gates import GatePolicy
 from ..stages.signals import labelled_by
@@ -130,7 +131,7 @@ def require(self:Session,
     verdict:Verdict # Of a check that guards what follows
 ) -> Verdict:       # The same, if it is PASS
     "Go on only if `verdict` is PASS; otherwise leave it in `refusal.json` and stop the page"
-    try: return require(verdict)
+    try: return go_on(verdict)
     except Refusal:
         write_atomic(self.folder/"refusal.json", canonical({"recipe": as_json(self.recipe), "verdict": as_json(verdict)}))
         raise

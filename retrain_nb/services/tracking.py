@@ -79,7 +79,8 @@ def check_mirror(
     "Refuse anything that has no place in a mirror"
     wrong = [f"`{key}`" for key in set(told) ^ KEYS] + [f"config `{key}`" for key in set(told.get("config", ())) - {f.name for f in fields(Recipe)}]
     for name, table in told.get("tables", {}).items():
-        if name not in TABLES or tuple(table["columns"]) != TABLES[name]: wrong.append(f"table `{name}` with columns {', '.join(map(str, table['columns']))}")
+        columns = ", ".join(map(str, table["columns"]))
+        if name not in TABLES or tuple(table["columns"]) != TABLES[name]: wrong.append(f"table `{name}` with columns {columns}")
         elif len(table["rows"]) > LARGEST: wrong.append(f"table `{name}` with {len(table['rows'])} rows")
     if wrong: raise DataError(f"this is not what a mirror may hold: {'; '.join(sorted(wrong))}.", "Mirror only what `describe` gives.")
     safe_name(told["run"])
@@ -159,8 +160,8 @@ def _open(told:Mapping[str, Any], store:Path, mode:Any, project:str) -> Any:
     raise RetrainError(f"W&B writes to {run.dir}, not below {store}.", "Give this user the right to write to the store.")
 
 # %% ../../nbs/services/32_tracking.ipynb #34a6d67c
-def _fill(run:Any, told:Mapping[str, Any], folder:Path) -> None:
-    "Metrics with direction, tables, files"
+def _fill(run:Any, told:Mapping[str, Any], folder:Path, mode:str) -> None:
+    "Metrics with direction, tables, files; online wait until the server has the files, as their records are not in the client's file then"
     import wandb
     for name, m in told["metrics"].items(): run.define_metric(name, summary=m["direction"])
     values = {name: m["value"] for name, m in told["metrics"].items()}
@@ -170,16 +171,18 @@ def _fill(run:Any, told:Mapping[str, Any], folder:Path) -> None:
     bounds = {f"{name}.{end}": m[end] for name, m in told["metrics"].items() for end in ("low", "high")}
     run.summary.update({"outcome": told["outcome"], "state": told["state"], "as_of": told["as_of"], **bounds})
     for f in told["files"]:
-        artifact = wandb.Artifact(f["name"], type=f["kind"], metadata={"digest": f["digest"], "run": told["run"], "snapshot": told["config"].get("snapshot", "")})
+        origin = {"digest": f["digest"], "run": told["run"], "snapshot": told["config"].get("snapshot", "")}
+        artifact = wandb.Artifact(f["name"], type=f["kind"], metadata=origin)
         artifact.add_file(str((folder/f["path"]).resolve()), name=Path(f["path"]).name)
-        run.log_artifact(artifact, aliases=[told["outcome"].lower()])
+        sent = run.log_artifact(artifact, aliases=[told["outcome"].lower()])
+        if mode == "online": sent.wait(timeout=60)
 
 # %% ../../nbs/services/32_tracking.ipynb #753746e4
-def _missing(told:Mapping[str, Any], found:Mapping[str, Any]) -> list[str]:
+def _missing(told:Mapping[str, Any], found:Mapping[str, Any], mode:str) -> list[str]:
     "What should be in the file and is not"
     wanted = {"run": {told["run"]} - {found["run"]}, "config": set(told["config"]) - set(found["config"]), "metric": set(told["metrics"]) - set(found["metrics"]),
               "table": {name for name in told["tables"] if not any(key.startswith(f"{name}.") for key in found["summary"])},
-              "artifact": {f["name"] for f in told["files"]} - set(found["artifacts"]), "exit": set() if found["exit"] == 0 else {"0"}}
+              "artifact": {f["name"] for f in told["files"] if mode == "offline"} - set(found["artifacts"]), "exit": set() if found["exit"] == 0 else {"0"}}
     return [f"{kind} {name}" for kind, names in wanted.items() for name in sorted(names)]
 
 # %% ../../nbs/services/32_tracking.ipynb #9034590a
@@ -211,13 +214,13 @@ def _copy(told:Mapping[str, Any], folder:Path, store:Path, mode:str, project:str
     "Make the run, read it back, and only then say that it is done"
     import wandb
     run = _open(told, store, mode, project)
-    _fill(run, told, folder)
+    _fill(run, told, folder, mode)
     run.finish(exit_code=0)
     wandb.teardown() # `finish` comes back a few milliseconds before the last block is in the file; the end of the service does not
     path = next(Path(run.dir).parent.glob("*.wandb"))
     found = read_back(path)
-    if missing := _missing(told, found): raise VerificationError(f"W&B did not keep {', '.join(missing)} of {told['run']}.", "Mirror it again.")
-    body = {"run": told["run"], "mode": mode, "project": project, "path": path.parent.relative_to(store).as_posix(), "artifacts": sorted(found["artifacts"])}
+    if missing := _missing(told, found, mode): raise VerificationError(f"W&B did not keep {', '.join(missing)} of {told['run']}.", "Mirror it again.")
+    body = {"run": told["run"], "mode": mode, "project": project, "path": path.parent.relative_to(store).as_posix(), "files": sorted(f["name"] for f in told["files"])}
     write_atomic(done, canonical(body))
     return body
 
@@ -246,7 +249,8 @@ def start_mirror(
         log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "retrain_nb.services.tracking", "watch", str(Path(folder).resolve()), str(Path(store).resolve()), mode, project, str(timeout_s)]
         with log.open("ab") as f:
-            return subprocess.Popen(command, cwd=store, env=_environment(Path(store), mode), stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True).pid
+            return subprocess.Popen(command, cwd=store, env=_environment(Path(store), mode), stdin=subprocess.DEVNULL, stdout=f, stderr=f,
+                                    start_new_session=True).pid
     except Exception: return 0 # The run is done and recorded; its mirror can be made later
 
 # %% ../../nbs/services/32_tracking.ipynb #e22059b3
@@ -283,7 +287,8 @@ def main(
     name = Path(folder).name
     if role == "watch":
         code = watch([sys.executable, "-m", "retrain_nb.services.tracking", "work", folder, store, mode, project, timeout_s], float(timeout_s))
-        if code: print(f"{name}: not mirrored, " + (f"W&B took longer than {timeout_s} s" if code == 124 else f"exit code {code}"), flush=True)
+        why = f"W&B took longer than {timeout_s} s" if code == 124 else f"exit code {code}"
+        if code: print(f"{name}: not mirrored, {why}", flush=True)
         return code
     import faulthandler
     faulthandler.dump_traceback_later(float(timeout_s) + 5, exit=True) # In case the watcher was killed
