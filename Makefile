@@ -31,9 +31,10 @@ lock: ## Resolve pyproject.toml again (UPGRADE=--upgrade for newer versions)
 	$(COMPILE) $(UPGRADE) --extra demo --extra dev pyproject.toml --output-file requirements.lock
 	echo uv | $(COMPILE) $(UPGRADE) - --output-file bootstrap.lock
 
-notebooks: env ## Write the modules from the notebooks, and clean the notebooks
+notebooks: env ## Write the modules and README.md from the notebooks, and clean the notebooks
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
+	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout nbs/index.ipynb > README.md
 
 clean: ## Remove .venv and every cache; runs and reports stay
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -135,6 +135,7 @@ class Model:
     view:str               # Name of the feature view it was trained on
     encoding:dict[str, Any]# The frozen encoding of that view, as JSON values
     target:str             # Name of the label it predicts
+    cut:str                # End of the rows it learned from, ISO 8601; later rows are new to it
     format:str = "retrain_nb/model@1"
 
 # %% ../nbs/00_records.ipynb #aaee744c

@@ -97,6 +97,11 @@ def test_nothing_new_in_the_source_trains_nothing(parcels, capsys):
     assert len(call(capsys, parcels, "status")[1]["runs"]) == runs or done["did"] != "nothing new"
 
 
+def test_a_champion_that_learned_from_the_test_rows_is_no_fair_rival(parcels, capsys):
+    done = call(capsys, parcels, "run", "retrain", "-p", "as_of", "2024-02-20")
+    assert done[0] == 4 and "no news to it" in done[1]["verdict"]["reason"]
+
+
 def test_without_leave_no_first_model_serves(tmp_path, capsys):
     root = made(tmp_path/"asks")
     change(root, "settings.ini", "bootstrap = gated", "bootstrap = refuse")

@@ -79,15 +79,16 @@ def hostile(tmp_path_factory):
          "data": {"image/png": PICTURE, "text/plain": HTML[1]}},
         display(image__png=f'x" onerror="{EVIL}'), {"output_type": "stream", "name": "stdout", "text": HTML[0]},
         {"output_type": "error", "ename": HTML[0], "evalue": HTML[1], "traceback": [HTML[0]]}], tags=["figure"])]
-    head = {"title": HTML[0], "state": HTML[1], "cause": HTML[2], "verdict": {"name": HTML[0], "outcome": "PASS", "reason": HTML[1],
-                                                                              "parts": []},
+    head = {"title": HTML[0], "state": HTML[1], "cause": HTML[2],
+            "verdict": {"name": HTML[0], "outcome": "PASS", "reason": HTML[1], "parts": []},
             "decision": {"sentence": HTML[1]}, "facts": {"run": HTML[0], HTML[1]: HTML[2]}, "numbers": {HTML[0]: HTML[1]},
-            "links": {"x": f"javascript:{EVIL}", "y": "https://evil.example", HTML[0]: "profile.html"}}
+            "links": {"x": f"javascript:{EVIL}", "y": "https://evil.example", "z": "//evil.example", HTML[0]: "profile.html"}}
     return report(page(folder, *cells), head, folder/"report.html").read_text()
 
 
 def test_the_check_itself_finds_every_planted_danger():
-    assert [text for text in HTML if not dangers(text) and "<b " not in text and "<xmp>" not in text and "</section>" not in text and "<!-->" not in text and "<noscript>" not in text] == []
+    depends_on_the_parser = ("<noscript>", "<!-->")
+    assert [text for text in HTML if not dangers(text) and not text.startswith(depends_on_the_parser)] == []
 
 def test_no_planted_script_handler_or_load_survives_in_the_report(hostile):
     assert dangers(hostile) == []
@@ -124,12 +125,13 @@ def test_each_fragment_alone_is_harmless(text):
 
 def test_a_living_report_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(render, "clean", lambda markup: markup)
-    with pytest.raises(RetrainError, match="can run or load"): report(page(tmp_path, cell("markdown", HTML[1])), HEAD,
-                                                                      tmp_path/"report.html")
+    with pytest.raises(RetrainError, match="can run or load"):
+        report(page(tmp_path, cell("markdown", HTML[1])), HEAD, tmp_path/"report.html")
     assert not (tmp_path/"report.html").exists()
 
 def test_ordinary_tables_text_and_links_survive(tmp_path):
-    table = '<table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th><th>carrier</th></tr></thead><tbody><tr><th>0</th><td>UA &amp; DL</td></tr></tbody></table>'
+    table = ('<table border="1" class="dataframe"><thead><tr style="text-align: right;"><th></th><th>carrier</th></tr></thead>'
+             '<tbody><tr><th>0</th><td>UA &amp; DL</td></tr></tbody></table>')
     made = report(page(tmp_path, cell("markdown", "## Rows\n\n| a | b |\n|---|---|\n| 1 | [more](https://example.com) |"),
                        cell("code", "frame", [display(text__html=table)])), HEAD, tmp_path/"r.html")
     soup = BeautifulSoup(made.read_text(), "html.parser").select_one(".page")
@@ -137,10 +139,10 @@ def test_ordinary_tables_text_and_links_survive(tmp_path):
 
 def test_a_report_stays_below_three_megabytes_and_says_what_is_missing(tmp_path):
     big = [display(image__png="A"*n) for n in (4_000, 2_000_000, 1_400_000, 900_000)]
-    made = report(page(tmp_path, cell("code", "x", big, tags=["figure"]), cell("code", "y",
-                                                                               [{"output_type": "stream", "text": "z"*5_000_000}])), HEAD,
-                                                                               tmp_path/"r.html")
-    assert made.stat().st_size < 3_000_000 and "a picture of 2.0 MB was left out" in made.read_text() and "4,800,000 characters left out" in made.read_text()
+    talk = [{"output_type": "stream", "text": "z"*5_000_000}]
+    made = report(page(tmp_path, cell("code", "x", big, tags=["figure"]), cell("code", "y", talk)), HEAD, tmp_path/"r.html")
+    assert made.stat().st_size < 3_000_000
+    assert "a picture of 2.0 MB was left out" in made.read_text() and "4,800,000 characters left out" in made.read_text()
     assert len(re.findall("<img", made.read_text())) == 3
 
 def test_a_page_of_endless_code_still_gets_a_small_report(tmp_path):
@@ -150,9 +152,8 @@ def test_a_page_of_endless_code_still_gets_a_small_report(tmp_path):
 def test_a_failed_run_shows_its_state_and_cause_first_and_its_broken_cell(tmp_path):
     broken = cell("code", "run.read()", [{"output_type": "error", "ename": "DataError", "evalue": "column `dest` is missing.",
                                           "traceback": ["\x1b[31mtrace\x1b[0m"]}])
-    made = report(page(tmp_path, cell("markdown", "# Retrain"), broken), {**HEAD, "state": "failed", "verdict": None,
-                                                                          "cause": "DataError: column `dest` is missing."},
-                                                                          tmp_path/"r.html").read_text()
+    head = {**HEAD, "state": "failed", "verdict": None, "cause": "DataError: column `dest` is missing."}
+    made = report(page(tmp_path, cell("markdown", "# Retrain"), broken), head, tmp_path/"r.html").read_text()
     soup = BeautifulSoup(made, "html.parser")
     assert soup.select_one(".word").text == "FAILED" and "dest" in soup.select_one(".verdict").text
     assert soup.select_one(soup.select_one(".verdict a")["href"]).select_one(".error b").text == "DataError" and "\x1b" not in made
@@ -178,7 +179,8 @@ def test_equal_input_gives_equal_bytes(tmp_path):
 
 def test_rendering_needs_neither_nbconvert_nor_matplotlib(tmp_path):
     path = page(tmp_path, cell("markdown", "# Retrain"), cell("code", "1", [display(text__html="<b>1</b>")]))
-    program = ("import sys; from pathlib import Path; from retrain_nb.services.render import report; report(Path(sys.argv[1]), {'title': 't', 'state': 'ok', 'verdict': None}, Path(sys.argv[2]));"
+    program = ("import sys; from pathlib import Path; from retrain_nb.services.render import report;"
+               "report(Path(sys.argv[1]), {'title': 't', 'state': 'ok', 'verdict': None}, Path(sys.argv[2]));"
                "print([m for m in ('nbconvert', 'nbformat', 'matplotlib', 'pandas', 'bs4') if m in sys.modules])")
     done = subprocess.run([sys.executable, "-c", program, path, tmp_path/"r.html"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -208,8 +210,8 @@ def profiled(tmp_path_factory):
     n = 400
     frame = pd.DataFrame({"hour": range(n), "carrier": pd.Categorical(["UA", "DL"]*(n//2)),
                           "dest": [f"<img src=x onerror={EVIL}>", "BOS"]*(n//2), f"<script>{EVIL}</script>": range(n),
-                          "free": [f"<script>{EVIL}</script> {i}" for i in range(n)], "when": pd.date_range("2013-01-01", periods=n,
-                                                                                                            tz="UTC").astype("datetime64[us, UTC]"),
+                          "free": [f"<script>{EVIL}</script> {i}" for i in range(n)],
+                          "when": pd.date_range("2013-01-01", periods=n, tz="UTC").astype("datetime64[us, UTC]"),
                           "passenger": ["A. Person"]*n})
     for i, part in enumerate((frame[:150], frame[150:])): part.to_parquet(folder/f"{i}.parquet")
     with pytest.MonkeyPatch.context() as patch:
@@ -229,13 +231,14 @@ def test_a_profile_calls_nobody(profiled):
 def test_a_profile_shows_no_personal_column_and_no_live_text_of_the_data(profiled):
     soup = BeautifulSoup(profiled[1].read_text(), "html.parser")
     assert "passenger" not in soup.decode() and "A. Person" not in soup.decode()
-    assert [t for t in soup.find_all(True) if any(name.startswith("on") for name in t.attrs)] == [] and [s for s in soup.find_all("script") if EVIL in s.text] == []
+    assert [tag for tag in soup.find_all(True) if any(name.startswith("on") for name in tag.attrs)] == []
+    assert [script for script in soup.find_all("script") if EVIL in script.text] == []
 
 def test_a_profile_may_not_load_anything(profiled):
     soup = BeautifulSoup(profiled[1].read_text(), "html.parser")
     assert "default-src 'none'" in soup.find("meta", {"http-equiv": "Content-Security-Policy"})["content"]
-    assert [t for t in soup.find_all(["script", "link", "img", "iframe"]) if str(t.get("src") or t.get("href") or "").startswith(("http",
-                                                                                                                                  "//"))] == []
+    sources = [str(tag.get("src") or tag.get("href") or "") for tag in soup.find_all(["script", "link", "img", "iframe"])]
+    assert [source for source in sources if source.startswith(("http", "//"))] == []
 
 def test_a_profile_knows_categories_and_dates(profiled):
     text = {v.get_text(" ").split()[0]: v.get_text(" ") for v in BeautifulSoup(profiled[1].read_text(), "html.parser").select(".variable")}

@@ -18,6 +18,7 @@ import sys
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from ..records import EXIT_CODES, RetrainError, UsageError, VerificationError
@@ -41,13 +42,21 @@ def table(
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 # %% ../../nbs/faces/50_cli.ipynb #dee2b0e3
+def _leaves(verdict:dict[str, Any]) -> list[dict[str, Any]]:
+    "The checks at the bottom of a verdict"
+    return [leaf for part in verdict["parts"] for leaf in _leaves(part)] if verdict.get("parts") else [verdict]
+
+# %% ../../nbs/faces/50_cli.ipynb #b3d54fb1
 def verdict_lines(
     verdict:dict[str, Any]|None # A verdict as JSON, or none
-) -> str:                       # One line per check
-    "A verdict for a terminal: each check with its reason"
+) -> str:                       # A line for each check that did not pass or that measured something, one for all others
+    "A verdict for a terminal"
     if not verdict: return "  no verdict"
-    leaves = [leaf for part in verdict["parts"] for leaf in (part["parts"] or [part])] or [verdict]
-    return "\n".join(f"  {leaf['outcome']:<13}{leaf['name']}: {leaf['reason']}" for leaf in leaves)
+    told = [leaf for leaf in _leaves(verdict) if leaf["outcome"] != "PASS" or leaf.get("interval")]
+    rest = [leaf["name"] for leaf in _leaves(verdict) if leaf not in told]
+    lines = [f"  {leaf['outcome']:<13}{leaf['name']}: {leaf['reason']}" for leaf in told]
+    if rest: lines.append(fill(f"{len(rest)} checks passed: {', '.join(rest)}", 110, initial_indent="  PASS         ", subsequent_indent=" "*15))
+    return "\n".join(lines)
 
 # %% ../../nbs/faces/50_cli.ipynb #9fbc6217
 Answer = tuple[dict[str, Any], str, int] # For `--json`, for people, exit code
@@ -147,7 +156,9 @@ def show(
     "Any record whole"
     from retrain_nb.stores import catalog
     book = _open(args)
-    done = book.ask(catalog.find, args.id)
+    known = {"champion": (catalog.champion, "model"), "last": (catalog.last_cycle, "cycle")}
+    name = (book.ask(known[args.id][0]) or {}).get(known[args.id][1], args.id) if args.id in known else args.id
+    done = book.ask(catalog.find, name)
     flat = {k: v for k, v in done.items() if not isinstance(v, dict | list)}
     width = max(map(len, flat), default=0)
     text = "\n".join(f"{k.ljust(width)}  {v}" for k, v in flat.items() if v not in ("", None))
@@ -216,7 +227,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("cycle", "run"): made[name].add_argument("--now", metavar="T", help="the moment whose knowledge is used (default: now)")
     made["run"].add_argument("page", help="such as retrain")
     made["run"].add_argument("-p", dest="parameters", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a parameter of the page; may be repeated")
-    made["show"].add_argument("id", help="of a run, model, snapshot, cycle or ledger entry; the first digits are enough")
+    made["show"].add_argument("id", help="of a run, model, snapshot or cycle, or its first digits; or `champion`, or `last`")
     return top
 
 # %% ../../nbs/faces/50_cli.ipynb #7ea9b0b6

@@ -161,7 +161,7 @@ def header(
     numbers = {metric: f"{e['value']:.4f}" for metric, e in (run["metrics"] or {}).items()}
     return {"title": f"{title}: {run['page']} as of {run['as_of'][:10]}", "state": run["state"], "cause": run["cause"] or "", "decision": decision,
             "verdict": run["verdict"], "numbers": numbers,
-            "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {"profile of the rows": "profile.html", "the page as run": f"{run['page']}.ipynb"}}
+            "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {"profile of the rows": "profile.html", "the page as run": f"{run['page']}.ipynb", "all reports": "../index.html"}}
 
 # %% ../../nbs/loop/40_runs.ipynb #f59ce099
 def _try(what:str, make:Callable[[], Any], say:Callable[[str], None]) -> Any:

@@ -77,9 +77,12 @@ def _cells(
     page:Path # A notebook
 ) -> list[dict[str, Any]]: # Its cells, as the format has them
     "The cells of a notebook"
-    try: return [{**c, "source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])} for c in json.loads(Path(page).read_bytes())["cells"]]
+    try:
+        cells = json.loads(Path(page).read_bytes())["cells"]
+        return [{**c, "source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])} for c in cells]
     except OSError as e: raise UsageError(f"cannot read the page {page}: {e.strerror}.", "Give the path of a notebook.") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise UsageError(f"{page} is not a notebook: {e!r}.", "Open and save it in JupyterLab.") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UsageError(f"{page} is not a notebook: {e!r}.", "Open and save it in JupyterLab.") from None
 
 # %% ../../nbs/services/30_execute.ipynb #b8e13be7
 def _declaration(
@@ -90,8 +93,9 @@ def _declaration(
     match node:
         case ast.AnnAssign(target=ast.Name(id=name), annotation=ast.Name(id=kind), value=value, simple=1) if kind in TYPES: pass
         case _: raise ValueError(f"`{ast.unparse(node)}` declares no parameter")
-    try: return Parameter(name=name, type=kind, default=None if value is None else _exactly(kind, ast.literal_eval(value)), help=help)
-    except ValueError as e: raise ValueError(f"the default of `{name}`, {ast.unparse(value)}, is not {WANTED[kind]} ({e})") from None # type: ignore[arg-type]
+    if value is None: return Parameter(name=name, type=kind, default=None, help=help)
+    try: return Parameter(name=name, type=kind, default=_exactly(kind, ast.literal_eval(value)), help=help)
+    except ValueError as e: raise ValueError(f"the default of `{name}`, {ast.unparse(value)}, is not {WANTED[kind]} ({e})") from None
 
 # %% ../../nbs/services/30_execute.ipynb #b2c082e5
 def read_parameters(
@@ -99,13 +103,15 @@ def read_parameters(
 ) -> dict[str, Parameter]: # By name, in the order of the page
     "What `page` can be told, read without running it"
     found = [c["source"] for c in _cells(page) if c.get("cell_type") == "code" and "parameters" in c["tags"]]
-    if len(found) != 1: raise UsageError(f"{Path(page).name} has {len(found)} code cells tagged `parameters`.", "It needs exactly one; nbdev-clean keeps "
-                                         "the tag if pyproject.toml says `allowed_cell_metadata_keys = [\"tags\"]`.")
+    if len(found) != 1:
+        raise UsageError(f"{Path(page).name} has {len(found)} code cells tagged `parameters`.", "It needs exactly one; nbdev-clean keeps "
+                         "the tag if pyproject.toml says `allowed_cell_metadata_keys = [\"tags\"]`.")
     declared:dict[str, Parameter] = {}
     line = 1
     try:
         tree = ast.parse(found[0])
-        notes = {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(found[0]).readline) if t.type == tokenize.COMMENT}
+        tokens = tokenize.generate_tokens(io.StringIO(found[0]).readline)
+        notes = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
         for node in tree.body:
             line = node.lineno
             parameter = _declaration(node, notes.get(node.end_lineno or line, ""))
@@ -139,9 +145,11 @@ def check_parameters(
     for name in given:
         if name in declared: continue
         near = get_close_matches(str(name), declared, 1)
-        raise UsageError(f"there is no parameter {name!r}.", f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(declared) or 'none'}.")
+        cure = f"Did you mean `{near[0]}`?" if near else f"There are: {', '.join(declared) or 'none'}."
+        raise UsageError(f"there is no parameter {name!r}.", cure)
     missing = [p.name for p in declared.values() if p.default is None and p.name not in given]
-    if missing: raise UsageError(f"no value for {', '.join(f'`{m}`' for m in missing)}, and the page has no default.", f"Give it with `-p {missing[0]} VALUE`.")
+    if missing:
+        raise UsageError(f"no value for `{'`, `'.join(missing)}`, and the page has no default.", f"Give it with `-p {missing[0]} VALUE`.")
     return {name: _value(p, given[name]) if name in given else p.default for name, p in declared.items()} # type: ignore[misc]
 
 # %% ../../nbs/services/30_execute.ipynb #f5e6f4ea
@@ -152,7 +160,8 @@ def _value(
     "`given` as the declared type"
     try: return _exactly(parameter.type, _from_text(parameter.type, given) if type(given) is str else given)
     except (ValueError, OverflowError) as e:
-        raise UsageError(f"parameter `{parameter.name}` wants {WANTED[parameter.type]}; found {str(given)[:80]!r} ({e}).", "Give it another value.") from None
+        raise UsageError(f"parameter `{parameter.name}` wants {WANTED[parameter.type]}; found {str(given)[:80]!r} ({e}).",
+                         "Give it another value.") from None
 
 # %% ../../nbs/services/30_execute.ipynb #d62d4605
 SUBREAPER, DEATH_SIGNAL = 36, 1 # From linux/prctl.h
@@ -172,7 +181,7 @@ def _teller(
 ) -> Callable[..., None]: # Called with an event and what belongs to it
     "A function that tells the caller"
     def tell(event:str, **said:Any) -> None:
-        said = {k: v[:1500] if isinstance(v, str) else v for k, v in said.items()}
+        said = {k: v[:500] if isinstance(v, str) else v for k, v in said.items()} # Short enough to be written in one piece
         with suppress(BrokenPipeError): os.write(fd, json.dumps({"event": event, **said}).encode() + b"\n")
     return tell
 
@@ -223,7 +232,9 @@ def _warden(
     "Run one page in a child, see it through, and leave nothing behind"
     import resource
     os.set_inheritable(fd, False)
-    tell, spec, scratch = _teller(fd), json.loads(sys.stdin.buffer.readline()), tempfile.mkdtemp(prefix="run-")
+    tell, spec = _teller(fd), json.loads(sys.stdin.buffer.readline())
+    scratch = Path(spec["scratch"])
+    (scratch/"log").touch()
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -231,12 +242,12 @@ def _warden(
     _prctl(SUBREAPER, 1)
     warden, ended = os.getpid(), dict[int, int]()
     runner = os.fork()
-    if not runner: _runner(spec, scratch, tell, warden)
+    if not runner: _runner(spec, tell, warden)
     try:
         _watch(runner, woken, ended)
         _end_all(runner, ended)
         used = [resource.getrusage(who) for who in (resource.RUSAGE_CHILDREN, resource.RUSAGE_SELF)]
-        log = Path(scratch, "log").read_text(errors="replace").strip()[-1000:]
+        log = (scratch/"log").read_text(errors="replace").strip()[-500:]
         tell("usage", code=ended.get(runner), log=log, cpu=sum(u.ru_utime + u.ru_stime for u in used), peak_mb=used[0].ru_maxrss/1024)
     finally: shutil.rmtree(scratch, ignore_errors=True)
 
@@ -264,7 +275,8 @@ def _kernel(
     manager = AsyncKernelManager(kernel_name="python3", transport="ipc" if short else "tcp", connection_file=f"{scratch}/kernel.json",
                                  shutdown_wait_time=2.0)
     quiet = ["--IPKernelApp.log_level=40", "--HistoryManager.enabled=False"]
-    manager._kernel_spec = KernelSpec(argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", *quiet], language="python")
+    start = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    manager._kernel_spec = KernelSpec(argv=[*start, *quiet], language="python")
     return manager
 
 # %% ../../nbs/services/30_execute.ipynb #c6078a86
@@ -400,8 +412,7 @@ def _ending(
 
 # %% ../../nbs/services/30_execute.ipynb #157f1513
 def _papermill(
-    spec:dict[str, Any], # Page, parameters, and where the executed page goes
-    scratch:str,         # A folder for this run alone
+    spec:dict[str, Any], # Page, parameters, where the executed page goes, and a folder for this run alone
     sitting:Sitting      # Hears of everything
 ) -> dict[str, Any]:     # As `_ending` gives it
     "Run the page under papermill"
@@ -409,7 +420,7 @@ def _papermill(
     from papermill.engines import papermill_engines
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import execute_notebook
-    papermill_engines.register("ours", _engine(sitting, scratch))
+    papermill_engines.register("ours", _engine(sitting, spec["scratch"]))
     page = spec["page"].replace("{", "{{").replace("}", "}}") # Papermill formats paths
     with suppress(PapermillExecutionError): # The sitting has heard of it
         execute_notebook(page, None, spec["parameters"], engine_name="ours", kernel_name="python3", language="python", progress_bar=False)
@@ -419,7 +430,6 @@ def _papermill(
 # %% ../../nbs/services/30_execute.ipynb #06b1bb3a
 def _runner(
     spec:dict[str, Any],      # As for `_papermill`
-    scratch:str,              # A folder for this run alone
     tell:Callable[..., None], # Hears of every cell
     warden:int                # Process id of our parent
 ) -> NoReturn:
@@ -427,7 +437,8 @@ def _runner(
     sitting = Sitting(Path(spec["notebook"]), tell)
     def stop(number:int, frame:Any) -> NoReturn:
         with suppress(Exception): _close(sitting)
-        tell("end", state="killed", code=128 + number, cause=f"the run was stopped by {signal.Signals(number).name} in {_where(sitting.where)}")
+        cause = f"the run was stopped by {signal.Signals(number).name} in {_where(sitting.where)}"
+        tell("end", state="killed", code=128 + number, cause=cause)
         os._exit(128 + number)
     try:
         signal.set_wakeup_fd(-1)
@@ -435,10 +446,11 @@ def _runner(
         for s in ENDING: signal.signal(s, stop)
         _prctl(DEATH_SIGNAL, signal.SIGTERM)
         if os.getppid() != warden: os._exit(1)
-        _alone(scratch)
-        tell("end", **_papermill(spec, scratch, sitting))
+        _alone(spec["scratch"])
+        tell("end", **_papermill(spec, sitting))
     except BaseException as e:
-        tell("end", state="failed", code=1, cause=str(e) if isinstance(e, RetrainError) else f"the page could not be run: {type(e).__name__}: {e}")
+        cause = str(e) if isinstance(e, RetrainError) else f"the page could not be run: {type(e).__name__}: {e}"
+        tell("end", state="failed", code=1, cause=cause)
         with suppress(Exception): _close(sitting)
     finally: os._exit(0)
 
@@ -492,10 +504,11 @@ def _account(
     elif end["state"] == "ok":
         doubt, at = _doubt(notebook), {}
         if doubt: end = {"state": "failed", "code": 1, "cause": doubt}
+    cost = {"seconds": seconds, "cpu_seconds": usage.get("cpu", 0.0), "kernel_start_cpu_seconds": ready.get("cpu", 0.0),
+            "peak_mb": usage.get("peak_mb", 0.0)}
     return Execution(state=end["state"], cause=end["cause"], cell=at.get("cell"), section=at.get("section", ""), cells=ready.get("of", 0),
-                     ran=sum(e["event"] == "done" for e in told), seconds=seconds, cpu_seconds=usage.get("cpu", 0.0),
-                     kernel_start_cpu_seconds=ready.get("cpu", 0.0), peak_mb=usage.get("peak_mb", 0.0), notebook=str(notebook) if notebook.exists() else "",
-                     exit_code=end["code"], refused=end.get("refused", False))
+                     ran=sum(e["event"] == "done" for e in told), notebook=str(notebook) if notebook.exists() else "",
+                     exit_code=end["code"], refused=end.get("refused", False), **cost)
 
 # %% ../../nbs/services/30_execute.ipynb #b9e146f8
 MARK = "RETRAIN_NB_RUN"
@@ -531,7 +544,8 @@ def _listen(
 ) -> tuple[list[dict[str, Any]], tuple[int, str]|None]: # All that was told; exit code and cause, if we ended it
     "Listen until everybody has hung up, and see to it that they do"
     told:list[dict[str, Any]] = []
-    ended, rest, until = None, b"", time.monotonic() + limit
+    ended:tuple[int, str]|None = None
+    rest, until = b"", time.monotonic() + limit
     with _requests() as came:
         while not ended or time.monotonic() < until:
             if select.select([read], [], [], .1)[0]:
@@ -541,10 +555,21 @@ def _listen(
                     told.append(event)
                     if on_event and event["event"] in ("start", "done"): on_event(event)
             if not ended and (came or time.monotonic() >= until):
-                ended = (128 + came[0], f"stopped by {signal.Signals(came[0]).name}") if came else (124, f"the time limit of {limit:g} seconds was reached")
+                ended = (124, f"the time limit of {limit:g} seconds was reached")
+                if came: ended = (128 + came[0], f"stopped by {signal.Signals(came[0]).name}")
                 hang_up()
                 until = time.monotonic() + GRACE
     return told, ended
+
+# %% ../../nbs/services/30_execute.ipynb #fa62935b
+def _hand_over(
+    child:subprocess.Popen, # The warden
+    spec:dict[str, Any]     # What to run
+) -> None:
+    "Tell the warden; its input stays open for as long as we live"
+    with suppress(OSError): # It may have ended already, which is noticed soon enough
+        child.stdin.write(json.dumps(spec).encode() + b"\n") # type: ignore[union-attr]
+        child.stdin.flush() # type: ignore[union-attr]
 
 # %% ../../nbs/services/30_execute.ipynb #9ecfeba7
 def _leave(
@@ -575,10 +600,12 @@ def _ready(
     if limit <= 0: raise UsageError(f"a time limit of {limit:g} seconds leaves no time.", "Give it some.")
     if not cwd.is_dir(): raise UsageError(f"there is no folder {cwd} to run the page in.", "Run it at the root of a workbench.")
     if folder == page.parent: raise UsageError(f"{page.name} would be overwritten by its own output.", cure)
-    if left := [name for name in (MARKER, REFUSAL) if (folder/name).exists()]: raise UsageError(f"{folder} holds the {left[0]} of another run.", cure)
+    for name in (MARKER, REFUSAL):
+        if (folder/name).exists(): raise UsageError(f"{folder} holds the {name} of another run.", cure)
     try: folder.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise RetrainError(f"cannot make the folder {folder}: {e.strerror}.", "Let this user write there.") from e
-    if not os.access(folder, os.W_OK): raise RetrainError(f"no permission to write in {folder} as user {os.geteuid()}.", "Let this user write there.")
+    if not os.access(folder, os.W_OK):
+        raise RetrainError(f"no permission to write in {folder} as user {os.geteuid()}.", "Let this user write there.")
 
 # %% ../../nbs/services/30_execute.ipynb #15375236
 def execute(
@@ -594,15 +621,14 @@ def execute(
     typed = check_parameters(read_parameters(page), parameters)
     _ready(page, folder, cwd, timeout_s)
     begun, mark, notebook = time.monotonic(), secrets.token_hex(8), folder/page.name
-    spec = {"page": str(page), "parameters": typed, "notebook": str(notebook)}
-    read, write = os.pipe()
-    with tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryDirectory(prefix="run-", ignore_cleanup_errors=True) as scratch, open(f"{scratch}/errors", "w+b") as errors:
+        read, write = os.pipe()
         start = [sys.executable, "-P", "-c", f"from retrain_nb.services.execute import _warden; _warden({write})"]
-        child = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=errors, stderr=errors, pass_fds=[write], cwd=cwd, env=_environment(mark),
-                                 start_new_session=True)
+        child = subprocess.Popen(start, stdin=subprocess.PIPE, stdout=errors, stderr=errors, pass_fds=[write], cwd=cwd,
+                                 env=_environment(mark), start_new_session=True)
         os.close(write)
         try:
-            with suppress(OSError): os.write(child.stdin.fileno(), json.dumps(spec).encode() + b"\n") # type: ignore[union-attr]
+            _hand_over(child, {"page": str(page), "parameters": typed, "notebook": str(notebook), "scratch": scratch})
             told, ended = _listen(read, child.stdin.close, timeout_s, on_event) # type: ignore[union-attr]
         finally:
             os.close(read)

@@ -96,8 +96,8 @@ def periods(
     time, label = frame[source.time], frame[source.label]
     step = pd.Timedelta(days=days)
     number = ((time - cut)//step).rename("period")
-    counted = pd.DataFrame({"rows": 1, "open": label.isna(), "rate": label}).groupby(number)
-    counted = counted.agg({"rows": "sum", "open": "sum", "rate": "mean"})
+    grouped = pd.DataFrame({"rows": 1, "open": label.isna(), "rate": label}).groupby(number)
+    counted = grouped.agg({"rows": "sum", "open": "sum", "rate": "mean"})
     start = pd.DatetimeIndex([pd.Timestamp(cut) + step*int(i) for i in counted.index])
     covered = (pd.Series(start + step).clip(upper=time.max()) - pd.Series(start).clip(lower=time.min()))/pd.Timedelta(days=1)
     per_day = counted[["rows", "open"]].div(covered.clip(lower=1/24).to_numpy(), axis=0)
@@ -119,7 +119,8 @@ def stream(
     middle, width = table.index + timedelta(days=days/2), days*0.86
     volume.bar(middle, table.rows, width, color=[TEST if t else TRAIN for t in table.test])
     waits = (table.open > 0).to_numpy()
-    volume.bar(middle[waits], table.open[waits], width, bottom=(table.rows - table.open)[waits], color="white", edgecolor=MUTED, hatch="/////", linewidth=0.5)
+    volume.bar(middle[waits], table.open[waits], width, bottom=(table.rows - table.open)[waits], color="white", edgecolor=MUTED,
+               hatch="/////", linewidth=0.5)
     volume.set_ylabel("rows per day", color=MUTED, fontsize=8)
     rate.plot(middle, table.rate, color=INK, linewidth=1.4, marker="o", markersize=2.5)
     rate.set_ylim(0, float(table.rate.max()) * 1.25 or 1)

@@ -40,7 +40,8 @@ def sample(
     counts = [pq.read_metadata(part).num_rows for part in parts]
     chosen = np.sort(np.random.default_rng(0).choice(sum(counts), min(rows, sum(counts)), replace=False))
     starts = np.cumsum([0, *counts])
-    tables = [pq.read_table(part, columns=kept).take(chosen[(chosen >= a) & (chosen < b)] - a) for part, a, b in zip(parts, starts, starts[1:])]
+    tables = [pq.read_table(part, columns=kept).take(chosen[(chosen >= a) & (chosen < b)] - a) for part, a,
+              b in zip(parts, starts, starts[1:])]
     return pa.concat_tables(tables, promote_options="permissive").to_pandas()
 
 # %% ../../nbs/services/35_profile.ipynb #495ab643
@@ -63,8 +64,8 @@ def defuse(
     return pd.DataFrame(plain)
 
 # %% ../../nbs/services/35_profile.ipynb #69ebbf04
-POLICY = ("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-          "img-src data:; font-src data:\">")
+POLICY = ("<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'unsafe-inline'; "
+          "style-src 'unsafe-inline'; img-src data:; font-src data:\">")
 
 def draw(
     spec:Mapping[str, Any] # `parts`, `drop`, `rows`, `title`, `limit`
@@ -75,7 +76,8 @@ def draw(
     frame = defuse(sample(spec["parts"], spec["drop"], spec["rows"], max(1, spec["limit"]//COLUMN_BYTES)))
     from ydata_profiling import ProfileReport
     about = f"{len(frame):,} rows and {frame.shape[1]} columns, sampled; columns that may not be shown are left out."
-    made = ProfileReport(frame, minimal=True, progress_bar=False, samples=None, title=spec["title"].translate(LOOKALIKE), dataset={"description": about})
+    made = ProfileReport(frame, minimal=True, progress_bar=False, samples=None, title=spec["title"].translate(LOOKALIKE),
+                         dataset={"description": about})
     head, mark, rest = made.to_html().partition("<head>")
     return f"{head}{mark}{POLICY}{rest}" if mark else f"{POLICY}{head}"
 
@@ -99,7 +101,8 @@ def _environment(folder:str) -> dict[str, str]:
     harmless = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
     kept = {name: value for name, value in os.environ.items() if name in harmless}
     ours = os.pathsep.join(filter(None, [str(Path(retrain_nb.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
-    return {**kept, "PYTHONPATH": ours, "HOME": folder, "MPLCONFIGDIR": folder, "TMPDIR": folder, "MPLBACKEND": "Agg", "PYTHONWARNINGS": "ignore",
+    return {**kept, "PYTHONPATH": ours, "HOME": folder, "MPLCONFIGDIR": folder, "TMPDIR": folder, "MPLBACKEND": "Agg",
+            "PYTHONWARNINGS": "ignore",
             "YDATA_PROFILING_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 # %% ../../nbs/services/35_profile.ipynb #16f13782
@@ -116,7 +119,8 @@ def profile(
     if rows <= 0: return "no profile was asked for"
     try:
         with tempfile.TemporaryDirectory(prefix="profile-") as folder:
-            spec = {"parts": [str(Path(p).resolve()) for p in parts], "out": str(Path(out).resolve()), "drop": list(drop), "rows": rows, "limit": limit, "title": title}
+            spec = {"parts": [str(Path(p).resolve()) for p in parts], "out": str(Path(out).resolve()), "drop": list(drop), "rows": rows,
+                    "limit": limit, "title": title}
             wish = Path(folder)/"spec.json"
             wish.write_text(json.dumps(spec), encoding="utf-8")
             return _run([sys.executable, "-m", "retrain_nb.services.profile", str(wish)], _environment(folder), folder, timeout_s)
@@ -127,7 +131,8 @@ def _run(command:list[str], environment:dict[str, str], folder:str, timeout_s:fl
     "Empty if `command` succeeded in time, else the last thing it said"
     said = Path(folder)/"said.txt"
     with said.open("wb") as f:
-        child = subprocess.Popen(["nice", "-n", "10", *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=f, stderr=f, start_new_session=True)
+        child = subprocess.Popen(["nice", "-n", "10", *command], cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=f,
+                                 stderr=f, start_new_session=True)
         try: code = child.wait(timeout_s)
         except subprocess.TimeoutExpired: return f"the profile took longer than {timeout_s:g} s and was given up"
         finally:

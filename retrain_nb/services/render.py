@@ -9,7 +9,7 @@ that it stays below three megabytes, with a note where something was left out; a
 # %% auto #0
 __all__ = ['TAGS', 'SILENT', 'ATTRIBUTES', 'IMAGE', 'LINK', 'LONG', 'ANSI', 'COLOURS', 'FIRST', 'LIMIT', 'COLOUR', 'ALIVE',
            'LOADING', 'clean', 'prose', 'plain', 'code', 'Shown', 'Cell', 'shown', 'read_page', 'pull_figures', 'fit',
-           'checks', 'weigh', 'word', 'alive', 'report', 'index']
+           'word', 'checks', 'weigh', 'alive', 'report', 'index']
 
 # %% ../../nbs/services/31_render.ipynb #a267e636
 import html
@@ -31,7 +31,8 @@ from ..records import RetrainError
 TAGS = set("a b blockquote br caption code dd del details div dl dt em h1 h2 h3 h4 h5 h6 hr i img kbd li mark ol p pre s samp small "
            "span strong sub summary sup table tbody td tfoot th thead tr u ul var".split())
 SILENT = set("embed iframe math noscript object script style svg template textarea title".split()) # Dropped with all they hold
-ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "width"}, "td": {"colspan", "rowspan", "style"}, "th": {"colspan", "rowspan", "style"}, "tr": {"style"}}
+ATTRIBUTES = {"a": {"href", "title"}, "img": {"src", "alt", "width"}, "td": {"colspan", "rowspan", "style"},
+              "th": {"colspan", "rowspan", "style"}, "tr": {"style"}}
 IMAGE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=\s]*")
 LINK = re.compile(r"(https?://|mailto:)[^\s]+", re.I)
 
@@ -49,24 +50,23 @@ def clean(
     "What is harmless in `markup`"
     import nh3
     return nh3.clean(markup, tags=TAGS, clean_content_tags=SILENT, attributes=ATTRIBUTES, attribute_filter=_attribute,
-                     filter_style_properties={"text-align"}, url_schemes={"http", "https", "mailto", "data"}, link_rel="noopener noreferrer")
+                     filter_style_properties={"text-align"}, url_schemes={"http", "https", "mailto", "data"},
+                     link_rel="noopener noreferrer")
 
 # %% ../../nbs/services/31_render.ipynb #9369cbae
 LONG = 200_000 # Characters of one cell or output that are shown
 
-# %% ../../nbs/services/31_render.ipynb #c568e6eb
 def _note(what:str) -> str:
     "A visible remark that something is not shown"
     return f'<p class="note">{html.escape(what)}</p>'
 
-# %% ../../nbs/services/31_render.ipynb #c17a0b6c
+# %% ../../nbs/services/31_render.ipynb #c568e6eb
 @cache
 def _markdown() -> Any:
     "The Markdown parser, made once"
     import mistune
     return mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])
 
-# %% ../../nbs/services/31_render.ipynb #551e46e7
 def prose(
     text:str # Markdown
 ) -> str:    # HTML
@@ -86,10 +86,10 @@ def plain(
     if len(text) > LONG: text = text[:LONG//2] + left_out + text[-LONG//2:]
     return html.escape(text)
 
-# %% ../../nbs/services/31_render.ipynb #f7eb39d8
-COLOURS = {"Keyword": "k", "Literal.String": "s", "Comment": "c", "Literal.Number": "m", "Name.Function": "f", "Name.Class": "f", "Name.Decorator": "f"}
+# %% ../../nbs/services/31_render.ipynb #4b9ba04c
+COLOURS = {"Keyword": "k", "Literal.String": "s", "Comment": "c", "Literal.Number": "m", "Name.Function": "f", "Name.Class": "f",
+           "Name.Decorator": "f"}
 
-# %% ../../nbs/services/31_render.ipynb #fe178124
 def code(
     source:str # Python
 ) -> str:      # HTML for the inside of `<pre>`
@@ -169,7 +169,8 @@ def _cell(number:int, cell:Mapping[str, Any]) -> Cell:
         heading = re.search(r"^## +(.+)$", source, re.M)
         return Cell(anchor, prose=prose(source), heading=heading[1].strip() if heading else "")
     if cell.get("cell_type") != "code": return Cell(anchor)
-    return Cell(anchor, code=code(source) if source.strip() else "", outputs=tuple(shown(o) for o in cell.get("outputs", [])), figure="figure" in tags)
+    return Cell(anchor, code=code(source) if source.strip() else "", outputs=tuple(shown(o) for o in cell.get("outputs", [])),
+                figure="figure" in tags)
 
 # %% ../../nbs/services/31_render.ipynb #2498dc1c
 def read_page(
@@ -185,7 +186,6 @@ def read_page(
 # %% ../../nbs/services/31_render.ipynb #212333a1
 FIRST = 4 # Pictures that move to the top when none is tagged
 
-# %% ../../nbs/services/31_render.ipynb #1f975b1b
 def pull_figures(
     cells:Sequence[Cell] # Of a page
 ) -> tuple[list[Shown], list[Cell]]: # The figures in order, and the cells with links in their place
@@ -201,7 +201,6 @@ def pull_figures(
 # %% ../../nbs/services/31_render.ipynb #43915520
 LIMIT = 3_000_000 # Bytes
 
-# %% ../../nbs/services/31_render.ipynb #1872ff4c
 def fit(
     parts:Sequence[Shown], # Figures and outputs
     room:int               # Bytes they may take together
@@ -231,6 +230,15 @@ def _fitted(cells:Sequence[Cell]) -> tuple[list[Shown], list[Cell]]:
 # %% ../../nbs/services/31_render.ipynb #05fc9d57
 COLOUR = {"PASS": "is-pass", "FAIL": "is-fail", "INSUFFICIENT": "is-insufficient"}
 
+def word(
+    verdict:Mapping[str, Any]|None, # A `Verdict` as JSON, if the run reached one
+    state:str|None                  # Of the run, such as `ok` or `killed`
+) -> tuple[str, str]:               # The word, and the class of its colour
+    "The one word at the top"
+    if verdict: return str(verdict["outcome"]), COLOUR.get(verdict["outcome"], "is-fail")
+    return str(state or "unknown").upper(), "is-insufficient" if state in ("ok", "running", "planned") else "is-fail"
+
+# %% ../../nbs/services/31_render.ipynb #0bd20ca0
 def _number(value:Any) -> str:
     "Thousands whole, fractions to four places, a real minus sign"
     if value is None: return ""
@@ -246,7 +254,8 @@ def checks(
     if verdict.get("parts"): return [row for part in verdict["parts"] for row in checks(part)]
     span = verdict.get("interval")
     interval = f"{_number(span[0])} to {_number(span[1])}" if span else ""
-    return [{"outcome": str(verdict["outcome"]), "colour": COLOUR.get(verdict["outcome"], "is-fail"), "name": str(verdict["name"]).replace("_", " "),
+    return [{"outcome": str(verdict["outcome"]), "colour": COLOUR.get(verdict["outcome"], "is-fail"),
+             "name": str(verdict["name"]).replace("_", " "),
              "reason": str(verdict["reason"]), "value": _number(verdict.get("value")), "interval": interval,
              "threshold": _number(verdict.get("threshold")), "n": "" if verdict.get("n") is None else f"{verdict['n']:,}"}]
 
@@ -260,17 +269,9 @@ def weigh(
     rest = [row for row in rows if row not in first]
     return (first, rest) if first else (rest, [])
 
-# %% ../../nbs/services/31_render.ipynb #83a9293d
-def word(
-    verdict:Mapping[str, Any]|None, # A `Verdict` as JSON, if the run reached one
-    state:str|None                  # Of the run, such as `ok` or `killed`
-) -> tuple[str, str]:               # The word, and the class of its colour
-    "The one word at the top"
-    if verdict: return str(verdict["outcome"]), COLOUR.get(verdict["outcome"], "is-fail")
-    return str(state or "unknown").upper(), "is-insufficient" if state in ("ok", "running", "planned") else "is-fail"
-
 # %% ../../nbs/services/31_render.ipynb #b67abfbd
-ALIVE = set("script iframe object embed applet base form input button link frame frameset svg math audio video source track template".split())
+ALIVE = set("script iframe object embed applet base form input button link frame frameset svg math audio video source track "
+            "template".split()) # Elements
 LOADING = set("srcdoc srcset action background poster ping formaction xlink:href data".split()) # Attributes
 
 class _Reader(HTMLParser):
@@ -301,7 +302,8 @@ def alive(
 def _write(out:Path, markup:str) -> Path:
     "Write `markup`, if there is no life in it"
     if found := alive(markup):
-        raise RetrainError(f"the report would hold something that can run or load: {', '.join(found[:3])}.", "Please report this; the notebook itself is unharmed.")
+        raise RetrainError(f"the report would hold something that can run or load: {', '.join(found[:3])}.",
+                           "Please report this; the notebook itself is unharmed.")
     return write_atomic(out, markup.encode())
 
 # %% ../../nbs/services/31_render.ipynb #3b91de18
@@ -311,9 +313,9 @@ def _template(name:str, **values:Any) -> str:
     from markupsafe import Markup
     here = files("retrain_nb.services")
     strict = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return strict.from_string((here/name).read_text(encoding="utf-8")).render(css=Markup((here/"report.css").read_text(encoding="utf-8")), **values)
+    css = Markup((here/"report.css").read_text(encoding="utf-8"))
+    return strict.from_string((here/name).read_text(encoding="utf-8")).render(css=css, **values)
 
-# %% ../../nbs/services/31_render.ipynb #d694fdd1
 def _safe(part:Shown|Cell) -> dict[str, Any]:
     "A part for the template, its HTML marked as such; this is the only place that does so"
     from markupsafe import Markup
@@ -333,10 +335,12 @@ def report(
     sentence = decision.get("sentence") or verdict.get("reason") or head.get("cause") or ""
     why = [x for x in (head.get("cause"), (decision.get("verdict") or verdict).get("reason")) if x and x not in sentence]
     first, others = weigh(checks(decision.get("verdict") or verdict))
-    links = [(name, href) for name, href in (head.get("links") or {}).items() if re.fullmatch(r"[\w./-]+", href)]
-    markup = _template("report.html.j2", head={"facts": {}, "numbers": {}, **head}, word=text, colour=colour, sentence=sentence, why=" ".join(dict.fromkeys(why)),
-        broken=next((c.anchor for c in cells if any(o.error for o in c.outputs)), ""), checks=first, others=others,
-        figures=[_safe(f) for f in figures], cells=[_safe(c) for c in cells], contents=[(c.heading, c.anchor) for c in cells if c.heading], links=links)
+    links = [(name, href) for name, href in (head.get("links") or {}).items() if re.fullmatch(r"(\.\./)?[\w-][\w./-]*", href)]
+    contents = [(c.heading, c.anchor) for c in cells if c.heading]
+    broken = next((c.anchor for c in cells if any(o.error for o in c.outputs)), "")
+    markup = _template("report.html.j2", head={"facts": {}, "numbers": {}, **head}, word=text, colour=colour, sentence=sentence,
+                       why=" ".join(dict.fromkeys(why)), broken=broken, checks=first, others=others, links=links, contents=contents,
+                       figures=[_safe(f) for f in figures], cells=[_safe(c) for c in cells])
     return _write(Path(out), markup)
 
 # %% ../../nbs/services/31_render.ipynb #3a5429f5
@@ -347,9 +351,11 @@ def _index_row(row:Mapping[str, Any], folder:Path) -> dict[str, Any]:
     notebook = next((name for name in here if name.endswith(".ipynb")), "")
     named = [("profile", "profile.html" if "profile.html" in here else ""), ("notebook", notebook)]
     seconds = row.get("seconds")
-    return {"word": text, "colour": colour, "as_of": str(row.get("as_of") or "")[:10], "run": run, "decision": row.get("decision") or "", "reason": row.get("reason") or row.get("cause") or "",
+    return {"word": text, "colour": colour, "as_of": str(row.get("as_of") or "")[:10], "run": run, "decision": row.get("decision") or "",
+            "reason": row.get("reason") or row.get("cause") or "",
             "model": short(str(row["model"])) if row.get("model") else "", "took": "" if seconds is None else f"{seconds:,.0f} s",
-            "report": f"{run}/report.html" if "report.html" in here else "", "links": [(name, f"{run}/{file}") for name, file in named if file]}
+            "report": f"{run}/report.html" if "report.html" in here else "",
+            "links": [(name, f"{run}/{file}") for name, file in named if file]}
 
 # %% ../../nbs/services/31_render.ipynb #b06a3261
 def index(

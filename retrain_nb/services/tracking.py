@@ -64,11 +64,14 @@ def describe(
     metrics = {name: metric(e, "max" if name in HIGHER else "min") for name, e in evaluation.get("candidate", {}).items()}
     metrics |= {f"difference.{name}": metric(e, "min") for name, e in evaluation.get("difference", {}).items()}
     rows = {"gates": [_gate(leaf, personal) for leaf in _leaves(verdict)],
-            **{name: [[row[c] for c in TABLES[name]] for row in evaluation.get(part, ())] for name, part in (("calibration", "reliability"), ("days", "by_day"))}}
+            **{name: [[row[c] for c in TABLES[name]] for row in evaluation.get(part, ())]
+               for name, part in (("calibration", "reliability"), ("days", "by_day"))}}
     outcome, did = (verdict or {}).get("outcome") or str(run["state"]).upper(), decision.get("did") or "none"
-    return {"run": run["run"], "page": run["page"], "cycle": run.get("cycle") or "", "as_of": run.get("as_of") or "", "state": run["state"], "outcome": outcome,
+    return {"run": run["run"], "page": run["page"], "cycle": run.get("cycle") or "", "as_of": run.get("as_of") or "",
+            "state": run["state"], "outcome": outcome,
             "tags": [outcome, did, str(run["page"])], "notes": decision.get("sentence") or "", "config": dict(recipe), "metrics": metrics,
-            "tables": {name: {"columns": list(TABLES[name]), "rows": table[:LARGEST]} for name, table in rows.items() if table}, "files": [dict(f) for f in files]}
+            "tables": {name: {"columns": list(TABLES[name]), "rows": table[:LARGEST]} for name, table in rows.items() if table},
+            "files": [dict(f) for f in files]}
 
 # %% ../../nbs/services/32_tracking.ipynb #6a5f7274
 KEYS = {"run", "page", "cycle", "as_of", "state", "outcome", "tags", "notes", "config", "metrics", "tables", "files"}
@@ -77,7 +80,8 @@ def check_mirror(
     told:Mapping[str, Any] # What `describe` gave, or what a file holds
 ) -> Mapping[str, Any]:    # The same
     "Refuse anything that has no place in a mirror"
-    wrong = [f"`{key}`" for key in set(told) ^ KEYS] + [f"config `{key}`" for key in set(told.get("config", ())) - {f.name for f in fields(Recipe)}]
+    known = {f.name for f in fields(Recipe)}
+    wrong = [f"`{key}`" for key in set(told) ^ KEYS] + [f"config `{key}`" for key in set(told.get("config", ())) - known]
     for name, table in told.get("tables", {}).items():
         columns = ", ".join(map(str, table["columns"]))
         if name not in TABLES or tuple(table["columns"]) != TABLES[name]: wrong.append(f"table `{name}` with columns {columns}")
@@ -144,17 +148,21 @@ def homes(
 ) -> dict[str, str]: # Environment variables
     "Where the client may write"
     own = Path(store).resolve()/"wandb"
-    return {"WANDB_DIR": str(own.parent), "WANDB_DATA_DIR": str(own/"data"), "WANDB_CACHE_DIR": str(own/"cache"), "WANDB_CONFIG_DIR": str(own/"config"),
+    return {"WANDB_DIR": str(own.parent), "WANDB_DATA_DIR": str(own/"data"), "WANDB_CACHE_DIR": str(own/"cache"),
+            "WANDB_CONFIG_DIR": str(own/"config"),
             "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 # %% ../../nbs/services/32_tracking.ipynb #459cf6a3
 def _open(told:Mapping[str, Any], store:Path, mode:Any, project:str) -> Any:
     "A W&B run that holds the recipe and nothing else yet"
     import wandb
-    quiet = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, save_code=False, x_disable_stats=True, x_disable_meta=True,
+    quiet = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
+                           x_disable_meta=True,
                            x_disable_machine_info=True, x_save_requirements=False, host="", username="", init_timeout=20, finish_timeout=10)
-    run = wandb.init(dir=str(store), mode=mode, project=project, id=told["run"], name=told["run"], group=told["cycle"] or None, job_type=told["page"],
-                     tags=[tag[:64] for tag in told["tags"]], notes=told["notes"], config={**told["config"], "run": told["run"]}, settings=quiet)
+    run = wandb.init(dir=str(store), mode=mode, project=project, id=told["run"], name=told["run"], group=told["cycle"] or None,
+                     job_type=told["page"],
+                     tags=[tag[:64] for tag in told["tags"]], notes=told["notes"], config={**told["config"], "run": told["run"]},
+                     settings=quiet)
     if Path(store).resolve() in Path(run.dir).resolve().parents: return run
     run.finish(exit_code=1)
     raise RetrainError(f"W&B writes to {run.dir}, not below {store}.", "Give this user the right to write to the store.")
@@ -180,9 +188,11 @@ def _fill(run:Any, told:Mapping[str, Any], folder:Path, mode:str) -> None:
 # %% ../../nbs/services/32_tracking.ipynb #753746e4
 def _missing(told:Mapping[str, Any], found:Mapping[str, Any], mode:str) -> list[str]:
     "What should be in the file and is not"
-    wanted = {"run": {told["run"]} - {found["run"]}, "config": set(told["config"]) - set(found["config"]), "metric": set(told["metrics"]) - set(found["metrics"]),
+    wanted = {"run": {told["run"]} - {found["run"]}, "config": set(told["config"]) - set(found["config"]),
+              "metric": set(told["metrics"]) - set(found["metrics"]),
               "table": {name for name in told["tables"] if not any(key.startswith(f"{name}.") for key in found["summary"])},
-              "artifact": {f["name"] for f in told["files"] if mode == "offline"} - set(found["artifacts"]), "exit": set() if found["exit"] == 0 else {"0"}}
+              "artifact": {f["name"] for f in told["files"] if mode == "offline"} - set(found["artifacts"]),
+              "exit": set() if found["exit"] == 0 else {"0"}}
     return [f"{kind} {name}" for kind, names in wanted.items() for name in sorted(names)]
 
 # %% ../../nbs/services/32_tracking.ipynb #9034590a
@@ -198,8 +208,10 @@ def mirror(
     done = folder/"mirror.done.json"
     if done.exists() and not force: return json.loads(done.read_bytes())
     told = check_mirror(json.loads((folder/"mirror.json").read_bytes()))
-    changed = [f["path"] for f in told["files"] if not (folder/f["path"]).is_file() or digest_file((folder/f["path"]).resolve()) != f["digest"]]
-    if changed: raise VerificationError(f"not mirrored, because {', '.join(changed)} is not the file that was recorded.", "Render or restore it, then prepare the mirror again.")
+    paths = {f["path"]: (folder/f["path"]).resolve() for f in told["files"]}
+    changed = [f["path"] for f in told["files"] if not paths[f["path"]].is_file() or digest_file(paths[f["path"]]) != f["digest"]]
+    if changed: raise VerificationError(f"not mirrored, because {', '.join(changed)} is not the file that was recorded.",
+                                        "Render or restore it, then prepare the mirror again.")
     os.environ.update(homes(store))
     (store/"wandb").mkdir(parents=True, exist_ok=True)
     with (store/"wandb"/f"{told['run']}.lock").open("w") as lock:
@@ -219,8 +231,10 @@ def _copy(told:Mapping[str, Any], folder:Path, store:Path, mode:str, project:str
     wandb.teardown() # `finish` comes back a few milliseconds before the last block is in the file; the end of the service does not
     path = next(Path(run.dir).parent.glob("*.wandb"))
     found = read_back(path)
-    if missing := _missing(told, found, mode): raise VerificationError(f"W&B did not keep {', '.join(missing)} of {told['run']}.", "Mirror it again.")
-    body = {"run": told["run"], "mode": mode, "project": project, "path": path.parent.relative_to(store).as_posix(), "files": sorted(f["name"] for f in told["files"])}
+    if missing := _missing(told, found, mode):
+        raise VerificationError(f"W&B did not keep {', '.join(missing)} of {told['run']}.", "Mirror it again.")
+    body = {"run": told["run"], "mode": mode, "project": project, "path": path.parent.relative_to(store).as_posix(),
+            "files": sorted(f["name"] for f in told["files"])}
     write_atomic(done, canonical(body))
     return body
 
@@ -247,7 +261,8 @@ def start_mirror(
     try:
         log = Path(store)/"wandb"/"mirror.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "retrain_nb.services.tracking", "watch", str(Path(folder).resolve()), str(Path(store).resolve()), mode, project, str(timeout_s)]
+        command = [sys.executable, "-m", "retrain_nb.services.tracking", "watch", str(Path(folder).resolve()), str(Path(store).resolve()),
+                   mode, project, str(timeout_s)]
         with log.open("ab") as f:
             return subprocess.Popen(command, cwd=store, env=_environment(Path(store), mode), stdin=subprocess.DEVNULL, stdout=f, stderr=f,
                                     start_new_session=True).pid
@@ -286,7 +301,8 @@ def main(
     "The process that `start_mirror` starts"
     name = Path(folder).name
     if role == "watch":
-        code = watch([sys.executable, "-m", "retrain_nb.services.tracking", "work", folder, store, mode, project, timeout_s], float(timeout_s))
+        code = watch([sys.executable, "-m", "retrain_nb.services.tracking", "work", folder, store, mode, project, timeout_s],
+                     float(timeout_s))
         why = f"W&B took longer than {timeout_s} s" if code == 124 else f"exit code {code}"
         if code: print(f"{name}: not mirrored, {why}", flush=True)
         return code

@@ -33,7 +33,6 @@ Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Count = Annotated[int, Field(strict=True, ge=1)]
 STRICT = ConfigDict(extra="forbid")                                     # An unknown key is an error
 
-# %% ../../nbs/stages/10_contract.ipynb #9d78568c
 @checked_dataclass(frozen=True, kw_only=True, config=STRICT)
 class ColumnRules:
     "What one column promises"
@@ -62,7 +61,6 @@ class TableRules:
     min_rows:Count = 1                             # Fewer are no evidence
     max_age_days:Annotated[Number, Field(gt=0)]|None = None # From the newest row to `as_of`
 
-# %% ../../nbs/stages/10_contract.ipynb #bea31b94
 @checked_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Contract:
     "What the rows must keep before a model may learn from them"
@@ -115,7 +113,6 @@ class Finding:
     rows:tuple[int, ...] = () # Positions of the first rows that broke it, at most `SHOWN`
     count:int = 0             # How many broke it
 
-# %% ../../nbs/stages/10_contract.ipynb #5739dffa
 def _rows_finding(
     rule:str,    # Name, such as `key`
     column:str,  # The column it is about
@@ -209,7 +206,6 @@ class Rule:
     reason:str                              # What is wrong with such a row
     threshold:float|None = None             # The bound, where there is just one
 
-# %% ../../nbs/stages/10_contract.ipynb #6b936bd1
 def _range(
     low:float|None, # Smallest number
     high:float|None # Largest number
@@ -267,7 +263,6 @@ def _to_polars(
     if column.isna().all(): return pl.Series(name, [None]*len(column), dtype=pl.String)
     return pl.from_pandas(column.reset_index(drop=True)).alias(name)
 
-# %% ../../nbs/stages/10_contract.ipynb #a9915543
 def _failures(
     table:Any,         # polars frame of the columns to check
     contract:Contract  # Their promises
@@ -355,7 +350,6 @@ class Checked:
     verdict:Verdict         # PASS, FAIL or INSUFFICIENT, with a part for each promise that was broken
     offending:pd.DataFrame  # Some of the rows that broke one; empty if none did
 
-# %% ../../nbs/stages/10_contract.ipynb #ae52b609
 def check_contract(
     frame:pd.DataFrame, # Rows as known at `as_of`
     contract:Contract,  # What they promise

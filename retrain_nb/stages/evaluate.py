@@ -50,7 +50,6 @@ def placements(
 METRICS = ("log_loss", "brier", "auc")
 LOSS = {"log_loss": log_losses, "brier": lambda y, p: (y - p)**2} # Per row; their mean is the metric
 
-# %% ../../nbs/stages/13_evaluate.ipynb #1a318e6d
 def influence(
     metric:str,   # One of `METRICS`
     y:np.ndarray, # (n,) labels 0 or 1
@@ -127,7 +126,6 @@ class Bin:
     low:float   # Wilson interval of the rate
     high:float
 
-# %% ../../nbs/stages/13_evaluate.ipynb #4404bb54
 def bin_codes(
     p:np.ndarray, # (n,) scores
     bins:int=10   # How many bins of about equal count
@@ -254,7 +252,6 @@ def _numbers(name:str, values:Any, n:int) -> np.ndarray:
     if found.shape != (n,): raise DataError(f"{name} has shape {found.shape}, not ({n},).", "Give one value for each test row.")
     return found
 
-# %% ../../nbs/stages/13_evaluate.ipynb #ddffe05e
 def _scores(name:str, values:Any, n:int) -> np.ndarray:
     "`values` as probabilities (n,)"
     found = _numbers(name, values, n)
@@ -262,7 +259,6 @@ def _scores(name:str, values:Any, n:int) -> np.ndarray:
     if bad: raise DataError(f"{bad} of {n} values in {name} are missing or outside 0 to 1.", "Look at the sanity gate.")
     return found
 
-# %% ../../nbs/stages/13_evaluate.ipynb #4afa814f
 def _days(days:Any, n:int) -> pd.Series:
     "One text per row: the date of a time, or the name of a cluster"
     found = pd.Series(days).reset_index(drop=True)
@@ -285,7 +281,6 @@ def _metrics(y:np.ndarray, scores:Mapping[str, np.ndarray], codes:np.ndarray, le
         found["difference"][metric] = estimate(sign*(a - b), sign*(psi_a - psi_b), codes, level, classes, difference=True)
     return {name: {metric: e for metric, e in of.items() if e is not None} for name, of in found.items()}
 
-# %% ../../nbs/stages/13_evaluate.ipynb #376c2ae9
 def _by_day(y:np.ndarray, scores:Mapping[str, np.ndarray], codes:np.ndarray, names:pd.Index) -> tuple[Day, ...]:
     "Mean log loss of each day"
     if len(names) > 1000: return ()

@@ -58,7 +58,6 @@ def _holds(name:str, wrong:int, n:int, what:str) -> Verdict:
     reason = f"{wrong:,} of {n:,} {what}" if wrong else f"none of {n:,} {what}"
     return Verdict(name=name, outcome=FAIL if wrong else PASS, reason=reason, value=float(wrong), n=n, threshold=0.0, method="count")
 
-# %% ../../nbs/stages/14_gates.ipynb #1931620c
 def _label(y:np.ndarray) -> Verdict:
     "Are labels 0 and 1, both there?"
     known = y[~np.isnan(y)]
@@ -91,7 +90,6 @@ def _enough(name:str, found:int, least:int, what:str) -> Verdict:
     return Verdict(name=name, outcome=PASS if found >= least else INSUFFICIENT, value=float(found), threshold=float(least), n=found,
                    reason=f"{found:,} {what}, at least {least:,} wanted", method="count")
 
-# %% ../../nbs/stages/14_gates.ipynb #3d8ec624
 def _amounts(where:str, y:Any, days:Any, policy:GatePolicy) -> list[Verdict]:
     "Rows, rarer class and days of one part of the data"
     label, when = np.asarray(y, dtype="float64"), pd.Series(days).reset_index(drop=True)
@@ -148,7 +146,6 @@ def _span(e:Estimate) -> str:
     if e.high <= 0: return f"better by {-e.high:.4f} to {-e.low:.4f}"
     return f"between {-e.low:.4f} better and {e.high:.4f} worse"
 
-# %% ../../nbs/stages/14_gates.ipynb #26cd760d
 def _outlook(
     e:Estimate, # A difference with `detectable`
     room:float, # The difference to be found four times out of five, in the metric's unit
@@ -206,7 +203,6 @@ class Compared(Protocol):
     @property
     def difference(self) -> Mapping[str, Estimate]: ... # Positive: the candidate is worse
 
-# %% ../../nbs/stages/14_gates.ipynb #89633683
 def _given(checks:Sequence[Verdict], evaluation:Compared, rival:str) -> list[Verdict]:
     "`checks`, and one INSUFFICIENT for each that is missing or a wrong rival"
     missing = [Verdict(name=n, outcome=INSUFFICIENT, reason="this check was not made") for n in NEEDED if n not in {c.name for c in checks}]

@@ -25,7 +25,6 @@ from ..records import DataError, UsageError
 # %% ../../nbs/stores/23_catalog.ipynb #6b18a1e5
 metadata = sa.MetaData()
 
-# %% ../../nbs/stores/23_catalog.ipynb #d7cdac21
 def _table(
     name:str,                 # Of the table
     key:str,                  # Its key, text
@@ -33,8 +32,9 @@ def _table(
 ) -> sa.Table:
     "A projection: a key, the entries it comes from, and what they say"
     told = [sa.Column(column, kind) for kind, names in columns.values() for column in names.split()]
-    return sa.Table(name, metadata, sa.Column(key, sa.Text, primary_key=True), sa.Column("seq", sa.BigInteger, nullable=False, index=True),
-                    sa.Column("last", sa.BigInteger, nullable=False), sa.Column("at", sa.Text), *told)
+    return sa.Table(name, metadata, sa.Column(key, sa.Text, primary_key=True),
+                    sa.Column("seq", sa.BigInteger, nullable=False, index=True), sa.Column("last", sa.BigInteger, nullable=False),
+                    sa.Column("at", sa.Text), *told)
 
 # %% ../../nbs/stores/23_catalog.ipynb #3ffdc4d1
 JSON = sa.JSON(none_as_null=True)
@@ -66,7 +66,8 @@ def _put(
     "Make or change one row of `table`, unless a later entry has been here"
     key = table.primary_key.columns.values()[0]
     last = connection.execute(sa.select(table.c.last).where(key == id)).scalar()
-    if last is None and new is not None: connection.execute(table.insert().values({key.name: id, "seq": seq, "last": seq, **new, **values}))
+    if last is None and new is not None:
+        connection.execute(table.insert().values({key.name: id, "seq": seq, "last": seq, **new, **values}))
     if last is not None and last < seq and values: connection.execute(table.update().where(key == id).values(last=seq, **values))
 
 # %% ../../nbs/stores/23_catalog.ipynb #c3290cca
@@ -83,15 +84,14 @@ def _snapshot_frozen(connection:Connection, seq:int, at:str, body:dict[str, Any]
     _put(connection, SNAPSHOTS, body["snapshot"], seq, {}, {"at": at, **_pick(body, "as_of", "rows", "start", "end", "parts", "source")})
 
 # %% ../../nbs/stores/23_catalog.ipynb #5e64d78c
-ENDED = ("cause", "cell", "seconds", "cpu_seconds", "kernel_start_cpu_seconds", "peak_mb", "outcome", "verdict", "model", "metrics", "notebook", "record", "report")
+ENDED = ("cause", "cell", "seconds", "cpu_seconds", "kernel_start_cpu_seconds", "peak_mb", "outcome", "verdict", "model", "metrics",
+         "notebook", "record", "report")
 
-# %% ../../nbs/stores/23_catalog.ipynb #27b6428b
 def _run_planned(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "A run that is to be"
     cells = {"state": "planned", "planned_at": at, **_pick(body, "page", "recipe", "parameters", "as_of", "cycle")}
     _put(connection, RUNS, body["run"], seq, cells, {"at": at})
 
-# %% ../../nbs/stores/23_catalog.ipynb #96c58d25
 def _run_started(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "An attempt, and how long its lease lasts"
     cells = {"state": "running", "started_at": at, "ended_at": None, **dict.fromkeys(ENDED),
@@ -112,22 +112,21 @@ def _champion_set(connection:Connection, seq:int, at:str, body:dict[str, Any]) -
     _put(connection, MODELS, body["model"], seq, {"decision": body.get("decision")})
     _put(connection, RUNS, body.get("run"), seq, _pick(body, "decision", "reason"))
 
-# %% ../../nbs/stores/23_catalog.ipynb #2bfd0a74
 def _champion_kept(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "The candidate of a run was not good enough"
     _put(connection, RUNS, body.get("run"), seq, {"decision": "kept", **_pick(body, "reason")})
 
-# %% ../../nbs/stores/23_catalog.ipynb #4efb973c
+# %% ../../nbs/stores/23_catalog.ipynb #2bfd0a74
 def _cycle_ended(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "One turn of the loop, and what it came to"
-    _put(connection, CYCLES, body["cycle"], seq, {"at": at, **_pick(body, "as_of", "outcome", "verdict", "run", "champion", "did", "sentence")}, {})
+    cells = _pick(body, "as_of", "outcome", "verdict", "run", "champion", "did", "sentence")
+    _put(connection, CYCLES, body["cycle"], seq, {"at": at, **cells}, {})
 
 # %% ../../nbs/stores/23_catalog.ipynb #4b9e89e4
 PROJECTIONS: dict[str, Callable[[Connection, int, str, dict[str, Any]], None]] = {
     "snapshot.frozen": _snapshot_frozen, "run.planned": _run_planned, "run.started": _run_started, "run.ended": _run_ended,
     "champion.set": _champion_set, "champion.kept": _champion_kept, "cycle.ended": _cycle_ended}
 
-# %% ../../nbs/stores/23_catalog.ipynb #eb4885dc
 def project(
     connection:Connection, # The transaction that wrote the entry, so that both are there or neither
     seq:int,               # Number of the entry
@@ -163,16 +162,15 @@ def rebuild(
     for e in sorted(entries, key=lambda e: e.seq): project(connection, e.seq, e.kind, e.at, e.body)
 
 # %% ../../nbs/stores/23_catalog.ipynb #175d43e7
+def _rows(connection:Connection, query:sa.Select) -> list[dict[str, Any]]:
+    "What `query` finds, as plain dicts"
+    return [dict(row) for row in connection.execute(query).mappings()]
+
 def dump(
     connection:Connection # Any transaction
 ) -> dict[str, list[dict[str, Any]]]: # Name of each table to its rows
     "All rows of all tables, in a fixed order, to compare"
     return {t.name: _rows(connection, sa.select(t).order_by(*t.primary_key.columns)) for t in metadata.sorted_tables}
-
-# %% ../../nbs/stores/23_catalog.ipynb #34b73d3c
-def _rows(connection:Connection, query:sa.Select) -> list[dict[str, Any]]:
-    "What `query` finds, as plain dicts"
-    return [dict(row) for row in connection.execute(query).mappings()]
 
 # %% ../../nbs/stores/23_catalog.ipynb #97f99326
 def champion(
@@ -181,7 +179,6 @@ def champion(
     "What serves now; `None` before the first one"
     return next(iter(_rows(connection, sa.select(CHAMPIONS).order_by(CHAMPIONS.c.seq.desc()).limit(1))), None)
 
-# %% ../../nbs/stores/23_catalog.ipynb #563d575a
 def champions(
     connection:Connection # Any transaction
 ) -> list[dict[str, Any]]:
@@ -196,14 +193,12 @@ def runs(
     "Runs, newest first"
     return _rows(connection, sa.select(RUNS).order_by(RUNS.c.seq.desc()).limit(limit))
 
-# %% ../../nbs/stores/23_catalog.ipynb #a205ce45
 def running(
     connection:Connection # Any transaction
 ) -> list[dict[str, Any]]:
     "Runs that have started and not ended, oldest first; whether they are alive is for their lease to say"
     return _rows(connection, sa.select(RUNS).where(RUNS.c.state == "running").order_by(RUNS.c.seq))
 
-# %% ../../nbs/stores/23_catalog.ipynb #47a3b226
 def run(
     connection:Connection, # Any transaction
     id:str                 # Of a run, whole
@@ -219,7 +214,6 @@ def cycle(
     "A finished cycle; `None` if it has not ended yet"
     return next(iter(_rows(connection, sa.select(CYCLES).where(CYCLES.c.cycle == key))), None)
 
-# %% ../../nbs/stores/23_catalog.ipynb #0be31f8d
 def last_cycle(
     connection:Connection # Any transaction
 ) -> dict[str, Any]|None:
@@ -229,7 +223,6 @@ def last_cycle(
 # %% ../../nbs/stores/23_catalog.ipynb #c47402bc
 NAMED = {"run": RUNS, "model": MODELS, "snapshot": SNAPSHOTS, "cycle": CYCLES}
 
-# %% ../../nbs/stores/23_catalog.ipynb #d4c48ac1
 def _nearest(
     connection:Connection, # Any transaction
     text:str,              # What was asked for
@@ -266,7 +259,7 @@ def find(
     raise UsageError(f"no {what} is called `{text}`.",
                      f"Did you mean {' or '.join(near)}?" if near else "See `retrain-nb status` for what there is.")
 
-# %% ../../nbs/stores/23_catalog.ipynb #9893b00c
+# %% ../../nbs/stores/23_catalog.ipynb #5edda319
 def model(
     connection:Connection, # Any transaction
     digest:str             # Of a model, or its first digits
@@ -274,7 +267,6 @@ def model(
     "The one model that `digest` means"
     return find(connection, digest, ["model"])
 
-# %% ../../nbs/stores/23_catalog.ipynb #6ff3dcd2
 def snapshot(
     connection:Connection, # Any transaction
     digest:str             # Of a snapshot, or its first digits

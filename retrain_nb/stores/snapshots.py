@@ -19,13 +19,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastcore.basics import patch
+
 from ..digest import canonical, short
 from ..digest import digest as digest_of
 from ..durable import read_checked, safe_digest, write_once
 from ..records import DataError, UsageError, VerificationError, as_json, from_json
 from ..windows import iso
 
-# %% ../../nbs/stores/20_snapshots.ipynb #f20a5166
 if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
     import numpy as np
     import pyarrow as pa
@@ -34,7 +35,6 @@ if TYPE_CHECKING: # Only names for the type checker: importing this room must no
 # %% ../../nbs/stores/20_snapshots.ipynb #cc4f6409
 TEXT, TIME, PLAIN = "text", "time", "biuf" # `PLAIN` holds numpy's letters for flags, whole numbers and real numbers
 
-# %% ../../nbs/stores/20_snapshots.ipynb #eaa14969
 def _kind(
     column:"Series" # One column of a frame
 ) -> str:           # `text`, `time`, or the dtype's own name, such as `float64` or `Int64`
@@ -179,10 +179,9 @@ class Snapshot:
     end:str                  # Time of the last row
     parts:tuple[Part, ...]   # Oldest first
 
-# %% ../../nbs/stores/20_snapshots.ipynb #7475a430
+# %% ../../nbs/stores/20_snapshots.ipynb #3e49b1ad
 FORMAT = "retrain_nb/snapshot@1"
 
-# %% ../../nbs/stores/20_snapshots.ipynb #52dca1b2
 def _snapshot(
     digest:str,             # Of the manifest
     manifest:dict[str, Any] # Its content
@@ -195,6 +194,40 @@ def _snapshot(
     names, kinds = zip(*manifest["schema"])
     return Snapshot(digest=digest, rows=sum(p.rows for p in parts), columns=names, kinds=kinds, time=manifest["time"],
                     start=parts[0].start, end=parts[-1].end, parts=parts)
+
+# %% ../../nbs/stores/20_snapshots.ipynb #86530f2a
+class Snapshots:
+    "Immutable rows in `folder`"
+    def __init__(self, folder:Path): self.folder = Path(folder)
+    def __repr__(self) -> str: return f"<Snapshots in {self.folder.name}>"
+    def _file(self, sha256:str) -> Path: return self.folder/"files"/safe_digest(sha256)[:2]/f"{sha256}.parquet"
+    def _manifest(self, digest:str) -> Path: return self.folder/"manifests"/f"{safe_digest(digest)}.json"
+
+    def describe(self,
+        digest:str # Of a snapshot
+    ) -> Snapshot:
+        "What is in a snapshot, from its manifest alone"
+        return _snapshot(digest, json.loads(read_checked(self._manifest(digest), digest)))
+
+    def digests(self) -> list[str]:
+        "All snapshots there are, in order of their names"
+        return sorted(p.stem for p in (self.folder/"manifests").glob("*.json"))
+
+# %% ../../nbs/stores/20_snapshots.ipynb #2782d2ed
+@patch
+def freeze(self:Snapshots,
+    frame:"DataFrame", # Columns of text, times, numbers and flags; the index is not kept
+    time:str           # Name of its UTC time column
+) -> Snapshot:
+    "Keep `frame`, sorted by time; only months that are not there yet are written"
+    schema, parts = _schema(frame, time), []
+    for period, rows in _months(frame, time):
+        data = _parquet(rows, schema)
+        parts.append(_part(period, rows[time], data))
+        write_once(self._file(parts[-1].sha256), data)
+    text = canonical({"format": FORMAT, "time": time, "schema": schema, "parts": as_json(parts)})
+    write_once(self._manifest(digest_of(text)), text)
+    return self.describe(digest_of(text))
 
 # %% ../../nbs/stores/20_snapshots.ipynb #cc44e672
 def _table(
@@ -257,45 +290,15 @@ def _overlapping(
     low, high = "" if start is None else iso(start)[:7], "9999-99" if end is None else iso(end)[:7]
     return [p for p in snapshot.parts if low <= p.period <= high] or list(snapshot.parts[:1])
 
-# %% ../../nbs/stores/20_snapshots.ipynb #2782d2ed
-class Snapshots:
-    "Immutable rows in `folder`"
-    def __init__(self, folder:Path): self.folder = Path(folder)
-    def __repr__(self) -> str: return f"<Snapshots in {self.folder.name}>"
-    def _file(self, sha256:str) -> Path: return self.folder/"files"/safe_digest(sha256)[:2]/f"{sha256}.parquet"
-    def _manifest(self, digest:str) -> Path: return self.folder/"manifests"/f"{safe_digest(digest)}.json"
-
-    def freeze(self,
-        frame:"DataFrame", # Columns of text, times, numbers and flags; the index is not kept
-        time:str           # Name of its UTC time column
-    ) -> Snapshot:
-        "Keep `frame`, sorted by time; only months that are not there yet are written"
-        schema, parts = _schema(frame, time), []
-        for period, rows in _months(frame, time):
-            data = _parquet(rows, schema)
-            parts.append(_part(period, rows[time], data))
-            write_once(self._file(parts[-1].sha256), data)
-        text = canonical({"format": FORMAT, "time": time, "schema": schema, "parts": as_json(parts)})
-        write_once(self._manifest(digest_of(text)), text)
-        return self.describe(digest_of(text))
-
-    def describe(self,
-        digest:str # Of a snapshot
-    ) -> Snapshot:
-        "What is in a snapshot, from its manifest alone"
-        return _snapshot(digest, json.loads(read_checked(self._manifest(digest), digest)))
-
-    def read(self,
-        digest:str,                        # Of a snapshot
-        columns:Sequence[str]|None = None, # Wanted, in this order; all if `None`
-        start:datetime|None = None,        # First moment wanted, UTC
-        end:datetime|None = None           # First moment not wanted any more, UTC
-    ) -> "DataFrame":                      # Sorted by time, numbered from 0
-        "The frozen rows; every file that is read is checked first, whole"
-        snapshot = self.describe(digest)
-        kinds, parts = _wanted(snapshot, columns), _overlapping(snapshot, start, end)
-        return _frame([_table(read_checked(self._file(p.sha256), p.sha256), kinds, snapshot.time, start, end) for p in parts], kinds)
-
-    def digests(self) -> list[str]:
-        "All snapshots there are, in order of their names"
-        return sorted(p.stem for p in (self.folder/"manifests").glob("*.json"))
+# %% ../../nbs/stores/20_snapshots.ipynb #563f9dfb
+@patch
+def read(self:Snapshots,
+    digest:str,                        # Of a snapshot
+    columns:Sequence[str]|None = None, # Wanted, in this order; all if `None`
+    start:datetime|None = None,        # First moment wanted, UTC
+    end:datetime|None = None           # First moment not wanted any more, UTC
+) -> "DataFrame":                      # Sorted by time, numbered from 0
+    "The frozen rows; every file that is read is checked first, whole"
+    snapshot = self.describe(digest)
+    kinds, parts = _wanted(snapshot, columns), _overlapping(snapshot, start, end)
+    return _frame([_table(read_checked(self._file(p.sha256), p.sha256), kinds, snapshot.time, start, end) for p in parts], kinds)
