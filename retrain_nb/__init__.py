@@ -1,3 +1,34 @@
-"A notebook-first, reproducible continuous-retraining workbench"
+"""A notebook-first, reproducible continuous-retraining workbench: gates that fail closed, runs that are the audit record
+
+Modules:
+
+- `retrain_nb.demo.flights`: Will this flight be more than 15 minutes late, cancelled or diverted, as far as one could know when it should have left?
+- `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
+- `retrain_nb.digest`: Are these two things the same, here and on another machine, today and in five years?
+- `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
+- `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
+- `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
+- `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.records`: What do the rooms of this house hand to each other?
+- `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
+- `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
+- `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
+- `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
+- `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
+- `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
+- `retrain_nb.settings`: What did the people who own this workbench decide?
+- `retrain_nb.stages.contract`: May a model learn from these rows at all?
+- `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
+- `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
+- `retrain_nb.stages.gates`: May this model serve?
+- `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
+- `retrain_nb.stages.train`: How do rows become a model, the same one every time?
+- `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
+- `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
+- `retrain_nb.stores.ledger`: What happened, in which order, and was it really written down?
+- `retrain_nb.stores.origin`: Which code, in which environment, on which machine?
+- `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?
+- `retrain_nb.windows`: Which rows may a model learn from, and which may judge it?"""
 
 __version__ = "0.1.0"

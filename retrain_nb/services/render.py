@@ -43,7 +43,6 @@ def _attribute(tag:str, name:str, value:str) -> str|None:
     if name == "href": return value if LINK.fullmatch(value) else None
     return value
 
-# %% ../../nbs/services/31_render.ipynb #befb7266
 def clean(
     markup:str # HTML from anywhere
 ) -> str:      # HTML that can neither run, load, nor move anything
@@ -172,7 +171,6 @@ def _cell(number:int, cell:Mapping[str, Any]) -> Cell:
     return Cell(anchor, code=code(source) if source.strip() else "", outputs=tuple(shown(o) for o in cell.get("outputs", [])),
                 figure="figure" in tags)
 
-# %% ../../nbs/services/31_render.ipynb #2498dc1c
 def read_page(
     path:Path # An executed notebook
 ) -> list[Cell]:
@@ -245,7 +243,6 @@ def _number(value:Any) -> str:
     text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:,.4f}".rstrip("0").rstrip(".")
     return text.replace("-", "−")
 
-# %% ../../nbs/services/31_render.ipynb #313dba18
 def checks(
     verdict:Mapping[str, Any]|None, # A `Verdict` as JSON
 ) -> list[dict[str, str]]:          # One per check at the bottom, as text
@@ -298,7 +295,6 @@ def alive(
     reader.close()
     return reader.found
 
-# %% ../../nbs/services/31_render.ipynb #2660af9f
 def _write(out:Path, markup:str) -> Path:
     "Write `markup`, if there is no life in it"
     if found := alive(markup):
@@ -357,7 +353,6 @@ def _index_row(row:Mapping[str, Any], folder:Path) -> dict[str, Any]:
             "report": f"{run}/report.html" if "report.html" in here else "",
             "links": [(name, f"{run}/{file}") for name, file in named if file]}
 
-# %% ../../nbs/services/31_render.ipynb #b06a3261
 def index(
     rows:Iterable[Mapping[str, Any]], # Runs as the catalog has them, newest first
     out:Path,                         # `index.html` in the folder that holds the folders of the runs

@@ -33,7 +33,7 @@ from ..stages.train import predict
 from ..windows import Split, parse_time
 
 # %% ../../nbs/services/36_session.ipynb #e30543f4
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Session:
     "What a run page works with"
     book:Any         # The workbench, with its policy as it was
@@ -46,6 +46,7 @@ class Session:
     def label(self) -> str: return self.book.settings.source.label
     @property
     def split(self) -> Split: return self.book.split(self.as_of, self.snapshot)
+    def __repr__(self) -> str: return f"<Session as of {self.recipe.as_of} on snapshot {short(self.recipe.snapshot)}>"
 
 # %% ../../nbs/services/36_session.ipynb #3a4f84b8
 def _scratch() -> Path:

@@ -156,7 +156,6 @@ class Part:
     start:str  # Time of its first row
     end:str    # Time of its last row
 
-# %% ../../nbs/stores/20_snapshots.ipynb #823f95b3
 def _part(
     period:str,     # Calendar month
     times:"Series", # Of its rows, sorted
@@ -278,7 +277,6 @@ def _wanted(
                          f"Did you mean `{near[0]}`?" if near else f"It has {', '.join(kinds)}.")
     return kinds if columns is None else {name: kinds[name] for name in columns}
 
-# %% ../../nbs/stores/20_snapshots.ipynb #aa4d7746
 def _overlapping(
     snapshot:Snapshot,   # Which
     start:datetime|None, # First moment wanted
