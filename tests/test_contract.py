@@ -120,6 +120,13 @@ def test_a_forbidden_column_fails_by_being_there():
     assert found["ssn.forbidden"].outcome == FAIL and "ssn" not in checked.offending
 
 
+def test_a_column_under_another_name_fails_and_the_nearest_name_is_given():
+    rules = parse_contract(HEAD + '[columns.load]\nkind = "number"\n[columns.c]\nkind = "text"')
+    reason = parts(frame().assign(loads=1.0, c=1), rules)[1].verdict.reason
+    assert "load.kind: there is no such column; the nearest name is `loads`" in reason
+    assert "c.kind: it holds number (int64), wanted is text" in reason
+
+
 def test_offending_rows_are_bounded_and_say_how_many_there_are():
     rows = frame(200).assign(x=-1.0, y=3)
     checked = check_contract(rows, contract, AS_OF.replace(month=3, day=8))

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrain_nb.records import RetrainError, UsageError
-from retrain_nb.services.execute import MARK, Execution, Parameter, check_parameters, execute, progress, read_parameters
+from retrain_nb.services.execute import MARK, Execution, execute, progress
+from retrain_nb.stores.pages import Parameter, check_parameters, read_parameters
 
 PAGES = Path(__file__).parent/"notebooks"
 ROOT = Path(__file__).parents[1]

@@ -16,12 +16,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ..digest import digest, short
-from .runs import mark_lost, page_code, page_path, plan, publish, run_page
+from .runs import mark_lost, page_path, plan, publish, run_page
 from ..records import INSUFFICIENT, PASS, Verdict, as_json, combine, from_json
 from ..services.workbench import Workbench
 from ..settings import policy
 from ..stages.features import view_digest
 from ..stores import catalog
+from ..stores.pages import page_code
 from ..windows import iso
 
 # %% ../../nbs/loop/41_cycle.ipynb #6584beaa

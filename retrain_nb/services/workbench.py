@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -36,7 +37,7 @@ from ..stages.contract import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
 from ..stages.signals import as_known_at, need_columns, need_utc
 from ..stages.train import fixed_params
-from ..stores import catalog, ledger, origin
+from ..stores import origin
 from ..stores.artifacts import Artifacts
 from ..stores.snapshots import Snapshot, Snapshots
 from ..windows import Split, iso, parse_time, split_at
@@ -50,7 +51,12 @@ class Workbench:
     contract_text:str     # The data contract, as written
     snapshots:Snapshots   # Rows, frozen
     artifacts:Artifacts   # Models, recipes, notebooks, records
-    engine:Any            # SQLAlchemy engine of the ledger and its catalog
+    @cached_property
+    def engine(self) -> Any: # Opened at the first question: a page that only reads rows never loads a database library
+        from retrain_nb.stores import catalog, ledger
+        engine = ledger.open_database(self.settings.workbench.database or f"sqlite:///{self.store/'ledger.db'}")
+        catalog.create(engine)
+        return engine
     @property
     def store(self) -> Path: return self.root/self.settings.workbench.store
     @property
@@ -71,16 +77,14 @@ def _make(folder:Path) -> Path:
 def open_workbench(
     root:str|Path # The workbench, or a folder inside it; empty makes a throw-away one on the toy stream
 ) -> Workbench:
-    "The workbench around `root`, its stores opened and its tables made"
+    "The workbench around `root`, its stores ready"
     root = find_root(Path(root)) if root else _rehearsal()
     settings = load_settings(root)
     path = root/settings.source.contract
     try: contract = path.read_text(encoding="utf-8")
     except OSError as e: raise SettingsError(f"[source] contract: {path} cannot be read ({e.strerror}).", "Write a contract there, or name another file.") from e
     store = _make(root/settings.workbench.store)
-    engine = ledger.open_database(settings.workbench.database or f"sqlite:///{store/'ledger.db'}")
-    catalog.create(engine)
-    return Workbench(root, settings, contract, Snapshots(_make(store/"snapshots")), Artifacts(_make(store/"artifacts")), engine)
+    return Workbench(root, settings, contract, Snapshots(_make(store/"snapshots")), Artifacts(_make(store/"artifacts")))
 
 # %% ../../nbs/services/33_workbench.ipynb #26bac13c
 def furnish(
@@ -122,6 +126,7 @@ def append(self:Workbench,
     at:datetime     # A label for people; order is by sequence
 ) -> Any:           # The ledger's entry
     "Write an entry and its projections, both or neither"
+    from retrain_nb.stores import catalog, ledger
     with self.engine.begin() as connection:
         before = ledger.find_key(connection, key)
         entry = ledger.append(connection, kind, key, as_json(body), iso(at))
@@ -135,6 +140,7 @@ def ask(self:Workbench,
     *args, **kwargs    # The rest of what it takes
 ) -> Any:
     "The answer to a `question` put to the database"
+    from retrain_nb.stores import ledger
     with ledger.reading(self.engine) as connection: return question(connection, *args, **kwargs)
 
 # %% ../../nbs/services/33_workbench.ipynb #7d0d03b7
@@ -218,7 +224,7 @@ def as_decided(self:Workbench,
     if not frozen: return self
     kept = json.loads(self.artifacts.get(frozen))
     settings = Settings.model_validate({**self.settings.model_dump(mode="json"), **kept["policy"]})
-    return Workbench(self.root, settings, kept["contract"], self.snapshots, self.artifacts, self.engine)
+    return Workbench(self.root, settings, kept["contract"], self.snapshots, self.artifacts)
 
 # %% ../../nbs/services/33_workbench.ipynb #7c264daf
 @patch

@@ -249,7 +249,7 @@ def schema(
     return pa.DataFrameSchema({name: pa.Column(None, [check(rule) for rule in column_rules(contract.columns[name])], nullable=True)
                                for name in columns})
 
-# %% ../../nbs/stages/10_contract.ipynb #87c951a0
+# %% ../../nbs/stages/10_contract.ipynb #4fa50568
 def _to_polars(
     column:pd.Series, # Of the right kind
     kind:str          # As the contract has it
@@ -263,6 +263,7 @@ def _to_polars(
     if column.isna().all(): return pl.Series(name, [None]*len(column), dtype=pl.String)
     return pl.from_pandas(column.reset_index(drop=True)).alias(name)
 
+# %% ../../nbs/stages/10_contract.ipynb #b7f90e10
 def _failures(
     table:Any,         # polars frame of the columns to check
     contract:Contract  # Their promises

@@ -11,6 +11,8 @@ __all__ = ['TUNABLE', 'FIXED', 'ELSEWHERE', 'fixed_params', 'matrix', 'train', '
 
 # %% ../../nbs/stages/12_train.ipynb #e38499ee
 import difflib
+import importlib
+import sys
 import math
 from typing import Any
 
@@ -110,6 +112,15 @@ def _label(y:pd.Series) -> np.ndarray:
     return values
 
 # %% ../../nbs/stages/12_train.ipynb #0c947145
+def _lightgbm() -> Any:
+    "The library without its scikit-learn layer, which takes longer to load than a small model to train"
+    if "lightgbm" not in sys.modules and "sklearn" not in sys.modules:
+        sys.modules["sklearn"] = None # type: ignore[assignment] # LightGBM asks whether it is there, and does without
+        try: importlib.import_module("lightgbm")
+        finally: del sys.modules["sklearn"]
+    return importlib.import_module("lightgbm")
+
+# %% ../../nbs/stages/12_train.ipynb #d520a250
 def train(
     X:pd.DataFrame,       # (n, p) encoded features, rows in a fixed order
     y:pd.Series,          # (n,) labels, 0 or 1, both present
@@ -122,7 +133,7 @@ def train(
     numbers, label = matrix(X), _label(y)
     if not names: raise DataError("there are no feature columns.", "Name at least one in the feature view.")
     if len(label) != len(numbers): raise DataError(f"{len(numbers)} rows but {len(label)} labels.", "Take both from one frame.")
-    import lightgbm as lgb
+    lgb = _lightgbm()
     tree = {k: v for k, v in params.items() if k != "rounds"}
     try:
         rows = lgb.Dataset(numbers, label, feature_name=names, categorical_feature=categorical, params=tree)
@@ -132,7 +143,7 @@ def train(
 # %% ../../nbs/stages/12_train.ipynb #476a20b8
 def _open(text:str) -> Any:
     "A LightGBM booster from its text"
-    import lightgbm as lgb
+    lgb = _lightgbm()
     if not (text.startswith("tree\n") and "\nend of parameters" in text):
         raise DataError("this is not a whole LightGBM model text.", "Read the model from the artifact store, which checks its digest.")
     return lgb.Booster(model_str=text)

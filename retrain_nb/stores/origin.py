@@ -13,7 +13,6 @@ __all__ = ['environment', 'package_code', 'repository', 'machine']
 import platform
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from ..digest import digest, digest_file
@@ -21,8 +20,10 @@ from ..digest import digest, digest_file
 # %% ../../nbs/stores/24_origin.ipynb #61f6299b
 def environment() -> dict[str, str]: # Name to version, `python` included, in alphabetical order
     "The installed packages and the Python that runs them"
-    found = {d.metadata["Name"].lower().replace("_", "-"): d.version for d in metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted({**found, "python": platform.python_version()}.items()))
+    folders = [f for place in reversed(sys.path) for f in Path(place).glob("*.dist-info")] # What comes first on the path wins
+    found = dict(f.name.removesuffix(".dist-info").rsplit("-", 1) for f in folders if "-" in f.stem)
+    named = {name.lower().replace("_", "-").replace(".", "-"): version for name, version in found.items()}
+    return dict(sorted({**named, "python": platform.python_version()}.items()))
 
 # %% ../../nbs/stores/24_origin.ipynb #633b0507
 def package_code(
