@@ -21,7 +21,7 @@ demo: env ## One whole retraining cycle on real flights, in this folder
 test: env ## Lint, types, every notebook, every test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/nbdev-test --path nbs
+	$(BIN)/nbdev-test nbs
 	$(BIN)/python -m pytest
 
 bench: env ## What a recorded run costs over a plain script, as ratios

@@ -241,3 +241,10 @@ def test_the_wheel_carries_modules_pages_and_templates(tmp_path):
     assert {str(p.relative_to(ROOT)) for p in files}-held == set()
     assert {f"retrain_nb/pages/{p.name}" for p in (ROOT/"nbs"/"runs").glob("*.ipynb")}-held == set()
     assert "retrain_nb/pages/retrain.ipynb" in held
+
+
+def test_the_root_of_this_repository_is_the_workbench_that_init_makes():
+    demo = ROOT/"retrain_nb"/"demo"
+    assert (ROOT/"settings.ini").read_text() == (demo/"flights.ini").read_text()
+    assert (ROOT/"contract.toml").read_text() == (demo/"flights_contract.toml").read_text()
+    assert "They belong to retrain_nb" in (ROOT/"settings.ini").read_text().splitlines()[0]

@@ -142,6 +142,7 @@ def _trouble(metric:str, differences:Mapping[str, Estimate], policy:GatePolicy) 
 # %% ../../nbs/stages/14_gates.ipynb #4ce53fbf
 def _span(e:Estimate) -> str:
     "An interval in words"
+    if max(abs(e.low), abs(e.high)) < 0.00005: return "no different"
     if e.low >= 0: return f"worse by {e.low:.4f} to {e.high:.4f}"
     if e.high <= 0: return f"better by {-e.high:.4f} to {-e.low:.4f}"
     return f"between {-e.low:.4f} better and {e.high:.4f} worse"
