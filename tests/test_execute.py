@@ -13,12 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from retrain_nb.records import RetrainError, UsageError
 from retrain_nb.services.execute import MARK, Execution, execute, progress
-from retrain_nb.stores.pages import Parameter, check_parameters, read_parameters
 
 PAGES = Path(__file__).parent/"notebooks"
 ROOT = Path(__file__).parents[1]
@@ -239,52 +236,11 @@ def test_whoever_is_killed_nothing_is_left_behind(tmp_path: Path, victim: str) -
 
 # Refused before anything starts
 
-@pytest.mark.parametrize("page", sorted(p.stem for p in PAGES.glob("odd_parameters_*.ipynb")))
-def test_a_parameters_cell_that_leaves_room_is_refused_by_line(page: str) -> None:
-    with pytest.raises(UsageError, match=r"parameters cell, line [12]: .*Write each parameter as"): read_parameters(PAGES/f"{page}.ipynb")
-
-
-@pytest.mark.parametrize("page, words", [
-    ("no_parameters", "has 0 code cells"), ("two_parameters", "has 2 code cells"), ("absent", "cannot read")])
-def test_a_page_has_one_parameters_cell(page: str, words: str) -> None:
-    with pytest.raises(UsageError, match=words): read_parameters(PAGES/f"{page}.ipynb")
-
-
-@pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"cells": 3}', '{"cells": [{"source": 1}]}', '{"cells": [3]}'])
-def test_what_is_no_notebook_is_refused(tmp_path: Path, text: str) -> None:
-    page = tmp_path/"page.ipynb"
-    page.write_text(text)
-    with pytest.raises(UsageError, match="is not a notebook"): read_parameters(page)
-
-
-def test_declarations_are_read_as_python_reads_them() -> None:
-    declared = read_parameters(PAGES/"required_parameter.ipynb")
-    assert [dataclasses.astuple(p) for p in declared.values()] == [
-        ("folder", "str", "", "Where the record is left"), ("seed", "int", None, "The only source of randomness"),
-        ("note", "str", 'a = "#b"', "With = and # in it"), ("share", "float", -1.0, "A whole number"), ("flag", "bool", False, "")]
-
 
 def test_a_required_parameter_must_be_given(tmp_path: Path) -> None:
     page = PAGES/"required_parameter.ipynb"
     with pytest.raises(UsageError, match="no value for `seed`"): execute(page, {}, tmp_path/"out", tmp_path, 60)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("name, given, words", [
-    ("limits", 1, "Did you mean `limit`"), ("limit", "seven", "found 'seven'"), ("limit", 7.0, "it is float"),
-    ("limit", True, "it is bool"), ("limit", 2**53, "round"), ("limit", "9"*5000, "wants"), ("limit", None, "NoneType"),
-    ("rate", "nan", "JSON"), ("rate", float("inf"), "JSON"), ("rate", "1_0", "spelled"),
-    ("flag", "maybe", "true, false"), ("flag", 1, "it is int"),
-    ("name", 3, "it is int"), ("name", Path("."), "PosixPath"), ("name", "\ud800", "Unicode"),
-    ("name", b"x", "bytes"), ("name", ("x",), "tuple")])
-def test_a_value_of_another_type_is_refused_by_name(name: str, given: Any, words: str) -> None:
-    with pytest.raises(UsageError, match=words): check_parameters(DECLARED, {name: given})
-
-
-def test_numpy_values_are_refused() -> None:
-    import numpy as np
-    for name, value in {"limit": np.int64(3), "rate": np.float64(.5), "name": np.str_("x"), "flag": np.bool_(True)}.items():
-        with pytest.raises(UsageError, match="it is numpy"): check_parameters(DECLARED, {name: value})
 
 
 @pytest.mark.parametrize("limit", [0, -1])
@@ -300,36 +256,6 @@ def test_a_folder_that_cannot_be_is_named(bench: Path) -> None:
     page = PAGES/"good.ipynb"
     with pytest.raises(RetrainError, match="cannot make the folder"): execute(page, {}, bench/"user_module.py"/"out", bench, 60)
     with pytest.raises(UsageError, match="there is no folder"): execute(page, {}, bench/"out", bench/"gone", 60)
-
-
-# Any name, any value: refused, or passed on exactly
-
-DECLARED = {p.name: p for p in (Parameter(name="limit", type="int", default=1), Parameter(name="rate", type="float", default=.5),
-                                Parameter(name="name", type="str", default=""), Parameter(name="flag", type="bool", default=False))}
-ODD_NAMES = ('limit = 1; open("pwned", "w"); x', "limit\nimport os", "__import__", "limit ", "Limit", "ｌｉｍｉｔ", "")
-ODD_TEXTS = ('"; import os; "', "\\", '\\"', "\x00", "a\u2028!ls", "{0.__class__}", "$(ls)", "\r\n%time", "007", "1e3", "NaN", "true", "0x10",
-             "１")
-NAMES = st.sampled_from([*DECLARED, *ODD_NAMES]) | st.text(max_size=20)
-VALUES = st.one_of(st.text(max_size=40), st.integers(), st.floats(), st.booleans(), st.none(), st.binary(max_size=4), st.decimals(),
-                   st.dates(), st.lists(st.integers(), max_size=2), st.sampled_from(ODD_TEXTS))
-
-
-@settings(max_examples=2000, deadline=None, derandomize=True, database=None)
-@given(st.dictionaries(NAMES, VALUES, max_size=3))
-def test_any_name_and_value_is_refused_or_reaches_the_page_exactly(wanted: dict[str, Any]) -> None:
-    from papermill.translators import PythonTranslator
-    try: typed = check_parameters(DECLARED, wanted)
-    except UsageError as e:
-        assert e.cause and e.cure
-        return
-    code = PythonTranslator.codify(typed)
-    space: dict[str, Any] = {}
-    exec(code, space)
-    space.pop("__builtins__")
-    assert space == typed and {k: type(v) for k, v in space.items()} == {k: type(v) for k, v in typed.items()}
-    assert code.isascii() and len(code.splitlines()) == 1 + len(DECLARED)
-    for name, value in wanted.items(): assert value == typed[name] or (type(value) is str and DECLARED[name].type != "str")
-    json.dumps(typed, allow_nan=False).encode()
 
 
 def test_every_process_of_a_run_carries_its_mark(bench: Path) -> None:
