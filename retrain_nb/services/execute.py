@@ -387,7 +387,7 @@ def _environment(
     home = Path(retrain_nb.__file__).parents[1]
     paths = [] if home.name in ("site-packages", "dist-packages") else [str(home)]
     paths += [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    calm = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")} # LightGBM's threads wait for each other without burning a core
+    calm = {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")} # LightGBM's threads spin briefly, then sleep
     return {**os.environ, **calm, MARK: mark, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 # %% ../../nbs/services/30_execute.ipynb #e9c5c003
