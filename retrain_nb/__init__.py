@@ -31,7 +31,6 @@ Modules:
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
 - `retrain_nb.stores.database`: Which database, safely opened, at the right version?
 - `retrain_nb.stores.ledger`: What happened, in which order, and was it really written down?
-- `retrain_nb.stores.migrations.versions.0002_tree`: The tree over the ledger, the leases, and what was delivered
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?
 - `retrain_nb.stores.pages`: What does this page ask for, and is it what we are about to tell it?
 - `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?

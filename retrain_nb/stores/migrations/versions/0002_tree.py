@@ -1,8 +1,7 @@
-"""The tree over the ledger, the leases, and what was delivered
-
-`nodes` and `heads` stay empty here: the ledger fills them from its entries. Heads are signed, so they are as append-only as
-entries. PostgreSQL can also empty a table without deleting a row; that is refused from here on.
-"""
+# The tree over the ledger, the leases, and what was delivered
+#
+# `nodes` and `heads` stay empty here: the ledger fills them from its entries. Heads are signed, so they are as append-only as
+# entries. PostgreSQL can also empty a table without deleting a row; that is refused from here on.
 import sqlalchemy as sa
 from alembic import op
 
