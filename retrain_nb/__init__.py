@@ -10,6 +10,8 @@ Modules:
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
+- `retrain_nb.notes`: Who signed this, and can somebody check it without us?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
@@ -27,7 +29,9 @@ Modules:
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
+- `retrain_nb.stores.database`: Which database, safely opened, at the right version?
 - `retrain_nb.stores.ledger`: What happened, in which order, and was it really written down?
+- `retrain_nb.stores.migrations.versions.0002_tree`: The tree over the ledger, the leases, and what was delivered
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?
 - `retrain_nb.stores.pages`: What does this page ask for, and is it what we are about to tell it?
 - `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?

@@ -53,9 +53,9 @@ class Workbench:
     artifacts:Artifacts   # Models, recipes, notebooks, records
     @cached_property
     def engine(self) -> Any: # Opened at the first question: a page that only reads rows never loads a database library
-        from retrain_nb.stores import catalog, ledger
-        engine = ledger.open_database(self.settings.workbench.database or f"sqlite:///{self.store/'ledger.db'}")
-        catalog.create(engine)
+        from retrain_nb.stores import catalog, database, ledger
+        engine = database.open_database(self.settings.workbench.database or f"sqlite:///{self.store/'ledger.db'}")
+        catalog.create(engine, ledger.entries)
         return engine
     @property
     def store(self) -> Path: return self.root/self.settings.workbench.store
@@ -140,8 +140,8 @@ def ask(self:Workbench,
     *args, **kwargs    # The rest of what it takes
 ) -> Any:
     "The answer to a `question` put to the database"
-    from retrain_nb.stores import ledger
-    with ledger.reading(self.engine) as connection: return question(connection, *args, **kwargs)
+    from retrain_nb.stores import database
+    with database.reading(self.engine) as connection: return question(connection, *args, **kwargs)
 
 # %% ../../nbs/services/33_workbench.ipynb #7d0d03b7
 @contextmanager
