@@ -16,6 +16,7 @@ Modules:
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
+- `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
 - `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
 - `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
