@@ -82,14 +82,16 @@ def _make_folder(folder:Path) -> None:
 def _place(
     path:Path,             # Where the bytes are to be
     data:bytes|memoryview, # All of them
-    keep:bool              # Whether a file that is already there stays
+    keep:bool,             # Whether a file that is already there stays
+    mode:int|None=None     # Its permissions, such as 0o600; None leaves them to the umask
 ) -> bool:                 # Whether it is our file that is there now
     "Write beside `path`, make it durable, then put the name in place"
     try:
         _make_folder(path.parent)
         beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
         try:
-            with beside.open("xb") as f:
+            with open(beside, "xb", opener=lambda name, flags: os.open(name, flags, 0o666 if mode is None else mode)) as f:
+                if mode is not None: os.fchmod(f.fileno(), mode)
                 f.write(data)
                 f.flush()
                 os.fsync(f.fileno())
@@ -111,12 +113,13 @@ def write_atomic(
 
 # %% ../nbs/04_durable.ipynb #bc0b1733
 def write_once(
-    path:Path,            # Where
-    data:bytes|memoryview # The whole file
-) -> bool:                # Whether it was written now; `False` if the same bytes were there already
+    path:Path,             # Where
+    data:bytes|memoryview, # The whole file
+    mode:int|None=None     # Permissions of a new file, such as 0o600; None leaves them to the umask
+) -> bool:                 # Whether it was written now; `False` if the same bytes were there already
     "Write `data` to `path`, durably, unless it is there; other bytes at `path` are never touched"
     path = Path(path)
-    if not path.exists() and _place(path, data, keep=True): return True
+    if not path.exists() and _place(path, data, keep=True, mode=mode): return True
     if path.read_bytes() == data:
         _sync_folder(path.parent) # The writer before us may have been killed before it got here
         return False

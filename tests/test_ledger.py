@@ -12,38 +12,26 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy.dialects import postgresql
-from sqlalchemy.schema import CreateTable
 
-from retrain_nb.records import DataError, LockedError, RetrainError, UsageError, VerificationError
-from retrain_nb.stores.ledger import (
-    SEAT_BELT,
-    append,
-    entries,
-    entry_leaf,
-    find,
-    journal_mode,
-    leaf_hash,
-    open_database,
-    reading,
-    root,
-    table,
-)
+from retrain_nb.records import DataError, LockedError, RetrainError, UsageError
+from retrain_nb.stores.database import journal_mode, open_database, reading
+from retrain_nb.stores.ledger import append, entries, entry_leaf, find, leaf_hash, root, table
 
 AT = "2013-06-01T03:00:00Z"
 
 
-def url(folder): return f"sqlite:///{folder}/ledger.db"
+def url(folder): # -> the address of a file, for what only a file can suffer
+    return f"sqlite:///{folder}/ledger.db"
 
 
-def check_whole(folder):
+def check_whole(place):
     "Numbers without a gap, true hashes, a sound file; gives the keys"
-    engine = open_database(url(folder))
+    engine = open_database(place)
     with reading(engine) as c:
         kept = entries(c)
-        assert c.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+        if engine.dialect.name == "sqlite": assert c.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
     engine.dispose()
     assert [e.seq for e in kept] == list(range(1, len(kept) + 1))
     assert [e.leaf for e in kept] == [entry_leaf(e.seq, e.kind, e.key, e.at, e.body) for e in kept]
@@ -53,8 +41,10 @@ def check_whole(folder):
 # Each writer is a process of its own that says which key is durable; `os.write` reaches the pipe even if the next thing is SIGKILL.
 WRITERS = """
 import os, random, signal, sys, time
-from retrain_nb.stores.ledger import append, open_database
+from retrain_nb.stores.database import open_database
+from retrain_nb.stores.ledger import append
 address, mode, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
+open_database(address).dispose()                           # Whatever is loaded and made late, is now
 def write(who, count):
     engine = open_database(address)
     for i in range(count):
@@ -75,22 +65,22 @@ if mode == "kill":
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
 else:
-    for pid in [child(f"w{w}", 50) for w in range(n)]: os.waitpid(pid, 0)
+    for pid in [child(f"w{w}", 25) for w in range(n)]: os.waitpid(pid, 0)
 """
 
 
-def test_kill_9_at_30_random_moments_loses_no_acknowledged_entry(tmp_path):
-    done = subprocess.run([sys.executable, "-c", WRITERS, url(tmp_path), "kill", "30"], capture_output=True, text=True, check=True)
-    acknowledged, kept = done.stdout.split(), check_whole(tmp_path)
+def test_kill_9_at_30_random_moments_loses_no_acknowledged_entry(database_url):
+    done = subprocess.run([sys.executable, "-c", WRITERS, database_url, "kill", "30"], capture_output=True, text=True, check=True)
+    acknowledged, kept = done.stdout.split(), check_whole(database_url)
     assert set(acknowledged) <= set(kept)
     assert 0 <= len(kept) - len(acknowledged) <= 30       # At most one was durable and not yet said
     assert len(acknowledged) > 30
 
 
-def test_4_writers_of_50_entries_at_once_lose_nothing(tmp_path):
-    done = subprocess.run([sys.executable, "-c", WRITERS, url(tmp_path), "race", "4"], capture_output=True, text=True, check=True)
+def test_8_writers_of_25_entries_at_once_lose_nothing(database_url):
+    done = subprocess.run([sys.executable, "-c", WRITERS, database_url, "race", "8"], capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    acknowledged, kept = done.stdout.split(), check_whole(tmp_path)
+    acknowledged, kept = done.stdout.split(), check_whole(database_url)
     assert len(acknowledged) == 200 and sorted(acknowledged) == sorted(kept)
 
 
@@ -99,10 +89,10 @@ PLAIN = st.none() | st.booleans() | st.integers(-2**53 + 1, 2**53 - 1) | st.floa
 JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.dictionaries(st.sampled_from("xyz"), JSON, max_size=3)), max_size=12))
-def test_any_facts_repeated_in_any_order_are_written_once(facts):
-    engine, known = open_database("sqlite://"), {}
+def test_any_facts_repeated_in_any_order_are_written_once(new_database, facts):
+    engine, known = open_database(new_database()), {}
     with engine.begin() as c:
         for key, body in facts:
             if key in known and json.dumps(known[key]) != json.dumps(body):
@@ -119,8 +109,8 @@ def test_any_facts_repeated_in_any_order_are_written_once(facts):
     engine.dispose()
 
 
-def test_the_same_key_under_another_kind_is_another_fact(tmp_path):
-    engine = open_database(url(tmp_path))
+def test_the_same_key_under_another_kind_is_another_fact(database_url):
+    engine = open_database(database_url)
     with engine.begin() as c: append(c, "run.planned", "k", {"run": "a"}, AT)
     with pytest.raises(RetrainError, match="`kind` was run.planned and would be run.started"), engine.begin() as c:
         append(c, "run.started", "k", {"run": "a"}, AT)
@@ -129,14 +119,14 @@ def test_the_same_key_under_another_kind_is_another_fact(tmp_path):
 @pytest.mark.parametrize(("kind", "key", "body"), [
     ("Run Ended", "k", {}), ("run.ended", "", {}), ("run.ended", "k", []), ("run.ended", "k", {"n": 2**60}),
     ("run.ended", "k", {"n": float("inf")}), ("run.ended", "k", {1: 2}), ("run.ended", "k", {"n": object()})])
-def test_what_cannot_be_an_entry_is_refused_and_leaves_no_trace(tmp_path, kind, key, body):
-    engine = open_database(url(tmp_path))
+def test_what_cannot_be_an_entry_is_refused_and_leaves_no_trace(database_url, kind, key, body):
+    engine = open_database(database_url)
     with pytest.raises((UsageError, DataError)), engine.begin() as c: append(c, kind, key, body, AT)
-    assert check_whole(tmp_path) == []
+    assert check_whole(database_url) == []
 
 
-def test_entries_by_number_kind_key_and_leaf(tmp_path):
-    engine = open_database(url(tmp_path))
+def test_entries_by_number_kind_key_and_leaf(database_url):
+    engine = open_database(database_url)
     with engine.begin() as c: written = [append(c, "run.ended" if i % 2 else "run.started", f"key_{i}", {"i": i}, AT) for i in range(6)]
     with reading(engine) as c:
         assert entries(c, after=4) == written[4:]
@@ -145,17 +135,19 @@ def test_entries_by_number_kind_key_and_leaf(tmp_path):
         for nothing in ("key%", "key__", "0", "7", "", "%", "99999999999999999999"): assert find(c, nothing) == []
 
 
-def test_changing_or_deleting_an_entry_is_refused(tmp_path):
-    engine = open_database(url(tmp_path))
+def test_changing_or_deleting_an_entry_is_refused(database_url):
+    engine = open_database(database_url)
     with engine.begin() as c: append(c, "run.ended", "k", {}, AT)
-    replace = sa.text("REPLACE INTO entries SELECT 1, kind, 'other', at, body, leaf FROM entries")
-    for change in (sa.update(table).values(at="x"), sa.delete(table), replace):
+    upsert = "INSERT INTO entries SELECT 1, kind, 'other', at, body, leaf FROM entries WHERE true ON CONFLICT (seq) DO UPDATE SET key='other'"
+    changes = [sa.update(table).values(at="x"), sa.delete(table), sa.text(upsert)]
+    if engine.dialect.name == "sqlite": changes.append(sa.text("REPLACE INTO entries SELECT 1, kind, 'other', at, body, leaf FROM entries"))
+    for change in changes:
         with pytest.raises((RetrainError, sa.exc.IntegrityError)), engine.begin() as c: c.execute(change)
-    assert check_whole(tmp_path) == ["k"]
+    assert check_whole(database_url) == ["k"]
 
 
-def test_a_reader_does_not_wait_and_sees_one_state_while_another_writes(tmp_path):
-    engine = open_database(url(tmp_path), wait=0.2)
+def test_a_reader_does_not_wait_and_sees_one_state_while_another_writes(database_url):
+    engine = open_database(database_url, wait=0.2)
     with engine.begin() as c: append(c, "run.ended", "a", {}, AT)
     with engine.begin() as writer:
         append(writer, "run.ended", "b", {}, AT)
@@ -164,8 +156,8 @@ def test_a_reader_does_not_wait_and_sees_one_state_while_another_writes(tmp_path
     with reading(engine) as c, pytest.raises(UsageError, match="only reads"): append(c, "run.ended", "c", {}, AT)
 
 
-def test_a_second_writer_waits_and_then_says_locked(tmp_path):
-    patient, hasty = open_database(url(tmp_path), wait=10), open_database(url(tmp_path), wait=0.05)
+def test_a_second_writer_waits_and_then_says_locked(database_url):
+    patient, hasty = open_database(database_url, wait=10), open_database(database_url, wait=0.05)
     first = patient.connect()
     append(first, "run.ended", "a", {}, AT)
     with pytest.raises(LockedError, match="another process has been writing"), hasty.begin() as c: append(c, "run.ended", "b", {}, AT)
@@ -185,7 +177,8 @@ def second(engine, got):
 FULL_DISK = """
 import resource, sys
 from retrain_nb.records import RetrainError
-from retrain_nb.stores.ledger import append, open_database
+from retrain_nb.stores.database import open_database
+from retrain_nb.stores.ledger import append
 resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
 engine = open_database(sys.argv[1])
 try:
@@ -199,16 +192,17 @@ except RetrainError as e: print(e.exit_code, e, file=sys.stderr)
 def test_a_full_disk_is_named_and_what_was_acknowledged_stays(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL_DISK, url(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stderr.startswith("1 database: there is no room for another entry") and "Free some space" in done.stderr
-    assert check_whole(tmp_path) == done.stdout.split() and len(done.stdout.split()) > 5
+    assert check_whole(url(tmp_path)) == done.stdout.split() and len(done.stdout.split()) > 5
     engine = open_database(url(tmp_path))                  # Once there is room again
     with engine.begin() as c: append(c, "test.fact", "after", {}, AT)
-    assert check_whole(tmp_path)[-1] == "after"
+    assert check_whole(url(tmp_path))[-1] == "after"
 
 
 DENIED = """
 import os, sys
 from retrain_nb.records import RetrainError
-from retrain_nb.stores.ledger import append, entries, open_database, reading
+from retrain_nb.stores.database import open_database, reading
+from retrain_nb.stores.ledger import append, entries
 with open_database("sqlite://").begin() as c: append(c, "test.fact", "a", {}, "")  # What is imported late is imported now, by whoever may
 if os.geteuid() == 0: os.setuid(65534)                     # Root may write anywhere, so become somebody who may not
 engine = open_database(sys.argv[1])
@@ -234,11 +228,6 @@ def test_who_may_only_read_can_read_and_is_told_what_is_missing():
         shutil.rmtree(folder)
 
 
-def test_what_is_no_database_is_named(tmp_path):
-    (tmp_path/"ledger.db").write_bytes(b"something else entirely " * 100)
-    with pytest.raises(VerificationError, match="damaged or is no database"): open_database(url(tmp_path))
-
-
 def test_the_connection_is_durable(tmp_path):
     engine = open_database(url(tmp_path))
     with reading(engine) as c: found = [c.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous", "foreign_keys")]
@@ -253,13 +242,6 @@ def test_a_wal_file_from_a_newer_library_is_taken_back(tmp_path):
     plain.close()
     engine = open_database(url(tmp_path))
     with reading(engine) as c: assert c.exec_driver_sql("PRAGMA journal_mode").scalar() == journal_mode(sqlite3.sqlite_version_info)
-
-
-def test_the_tables_can_be_written_in_postgresql():
-    # Compiled, not run: no PostgreSQL server is started by these tests yet
-    text = str(CreateTable(table).compile(dialect=postgresql.dialect()))
-    assert "seq BIGINT NOT NULL" in text and "SERIAL" not in text and "UNIQUE (key)" in text
-    assert all(s.count("{what}") in (0, 2) for s in SEAT_BELT["postgresql"])
 
 
 @given(st.lists(st.binary(max_size=4), min_size=1, max_size=40), st.data())

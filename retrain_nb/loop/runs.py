@@ -163,17 +163,17 @@ def run_page(
 def header(
     run:dict[str, Any],       # As the catalog has it
     decision:dict[str, Any],  # What the loop made of it: `did`, `sentence`, perhaps `verdict`
-    entry:Any,                # The ledger's newest entry: a reader who keeps it can hold us to it
+    checkpoint:str,           # The ledger's newest: a reader who keeps it can hold us to it
     title:str                 # Of the workbench
 ) -> dict[str, Any]:          # What `render.report` takes
     "The top of a report: what was decided, on which grounds, and where it comes from"
     given = run["parameters"] or {}
     facts = {"run": run["run"], "as of": run["as_of"], "candidate": short(run["model"] or ""), "champion before": short(given.get("champion", "")) or "none",
              "snapshot": short(given.get("snapshot", "")), "recipe": short(run["recipe"] or ""), "seed": given.get("seed"),
-             "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB", "ledger": f"entry {entry.seq}, leaf {short(entry.leaf)}"}
+             "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
     numbers = {metric: f"{e['value']:.4f}" for metric, e in (run["metrics"] or {}).items()}
     return {"title": f"{title}: {run['page']} as of {run['as_of'][:10]}", "state": run["state"], "cause": run["cause"] or "", "decision": decision,
-            "verdict": run["verdict"], "numbers": numbers,
+            "verdict": run["verdict"], "numbers": numbers, "checkpoint": checkpoint,
             "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {"profile of the rows": "profile.html", "the page as run": f"{run['page']}.ipynb", "all reports": "../index.html"}}
 
 # %% ../../nbs/loop/40_runs.ipynb #f59ce099
@@ -183,6 +183,12 @@ def _try(what:str, make:Callable[[], Any], say:Callable[[str], None]) -> Any:
     except Exception as e: say(f"the {what} could not be made: {e}; the outcome stands")
 
 # %% ../../nbs/loop/40_runs.ipynb #a92939f8
+def _published(book:Workbench, run:str, report:bytes) -> None:
+    "Keep the report that people were shown, and say so"
+    kept = book.artifacts.put(report, "report")
+    book.append("report.published", f"{run}:report:{short(kept)}", {"run": run, "report": kept}, datetime.now(UTC))
+
+# %% ../../nbs/loop/40_runs.ipynb #6fc86549
 def publish(
     book:Workbench,           # Where
     run:str,                  # A run that has ended
@@ -191,10 +197,11 @@ def publish(
 ) -> None:
     "Make the views of a finished run: report, mirror, profile, index"
     done, folder, settings = book.ask(catalog.run, run), book.reports/run, book.settings
-    newest = book.ask(ledger.entries)[-1]
-    page = folder/f"{done['page']}.ipynb"
+    _, note = book.ask(ledger.last_head)
+    page, out = folder/f"{done['page']}.ipynb", folder/"report.html"
     say("writing the report")
-    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, newest, settings.workbench.name), folder/"report.html"), say)
+    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name), out), say)
+    if out.is_file(): _published(book, run, out.read_bytes())
     _try("mirror", lambda: send_mirror(book, done, decision), say)
     if settings.run.profile_rows and done["parameters"].get("snapshot"): _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], folder/"profile.html", say), say)
     _try("index", lambda: render.index(book.ask(catalog.runs, 500), book.reports/"index.html", settings.workbench.name), say)
