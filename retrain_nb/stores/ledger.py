@@ -79,12 +79,11 @@ def parse_body(
     "The fact in `text`, so that writing it again gives the same text"
     return json.loads(text, parse_int=lambda digits: int(digits) if abs(int(digits)) < 2**53 else float(digits))
 
-# %% ../../nbs/stores/22_ledger.ipynb #be13f626
+# %% ../../nbs/stores/22_ledger.ipynb #77ecb0b4
 def _entry(row:Any) -> Entry: # One row of the table
     "The record of a row"
     return Entry(seq=row.seq, kind=row.kind, key=row.key, at=row.at, body=parse_body(row.body), leaf=row.leaf)
 
-# %% ../../nbs/stores/22_ledger.ipynb #77ecb0b4
 def entries(
     connection:Connection, # Any transaction
     after:int = 0,         # Only entries with a greater number
@@ -94,7 +93,7 @@ def entries(
     query = sa.select(table).where(table.c.seq > after).order_by(table.c.seq)
     return [_entry(row) for row in connection.execute(query if kind is None else query.where(table.c.kind == kind))]
 
-# %% ../../nbs/stores/22_ledger.ipynb #3072d543
+# %% ../../nbs/stores/22_ledger.ipynb #322f24a9
 def find_key(
     connection:Connection, # Any transaction
     key:str                # Of one entry
@@ -103,7 +102,6 @@ def find_key(
     row = connection.execute(sa.select(table).where(table.c.key == key)).one_or_none()
     return None if row is None else _entry(row)
 
-# %% ../../nbs/stores/22_ledger.ipynb #322f24a9
 def newest(
     connection:Connection, # Any transaction
     kind:str               # Such as `ledger.key`

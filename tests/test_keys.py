@@ -15,7 +15,7 @@ import pytest
 from retrain_nb.digest import canonical
 from retrain_nb.notes import Checkpoint, check_note, check_ssh_signature, checkpoint_text, fingerprint, parse_ssh_public, sign_note
 from retrain_nb.records import RetrainError, UsageError, as_json
-from retrain_nb.services.identity import load_key, make_key, sign_ssh
+from retrain_nb.stores.keys import load_key, make_key, sign_ssh
 
 needs_ssh = pytest.mark.skipif(not shutil.which("ssh-keygen") and not os.environ.get("CI"),
                                reason="no ssh-keygen here; `apt-get install openssh-client` brings it, and CI always has it")
@@ -89,7 +89,7 @@ def test_a_key_is_never_open_to_others_while_it_is_written():
     # The mode at the moment each file is created, with a umask that forbids nothing
     script = """
 import os, sys
-from retrain_nb.services.identity import make_key
+from retrain_nb.stores.keys import make_key
 seen, real = [], os.open
 def spy(name, flags, mode=0o777, **more):
     fd = real(name, flags, mode, **more)
@@ -116,7 +116,7 @@ def test_a_key_is_never_overwritten(tmp_path, there):
 
 
 def test_of_eight_that_make_the_same_key_at_once_one_does(tmp_path):
-    script = "import sys; from retrain_nb.services.identity import make_key; sys.stdin.read(1); make_key(sys.argv[1], sys.argv[2])"
+    script = "import sys; from retrain_nb.stores.keys import make_key; sys.stdin.read(1); make_key(sys.argv[1], sys.argv[2])"
     makers = [subprocess.Popen([sys.executable, "-c", script, tmp_path/"key", f"maker {i}"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) for i in range(8)]
     for maker in makers: maker.stdin.write(b"x"); maker.stdin.flush()
     said = [(maker.wait(), maker.communicate()[1].decode()) for maker in makers]
