@@ -172,6 +172,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'retrain_nb.loop.runs._try': ('loop/runs.html#_try', 'retrain_nb/loop/runs.py'),
                                       'retrain_nb.loop.runs.header': ('loop/runs.html#header', 'retrain_nb/loop/runs.py'),
                                       'retrain_nb.loop.runs.keep_origin': ('loop/runs.html#keep_origin', 'retrain_nb/loop/runs.py'),
+                                      'retrain_nb.loop.runs.keep_provenance': ('loop/runs.html#keep_provenance', 'retrain_nb/loop/runs.py'),
                                       'retrain_nb.loop.runs.mark_lost': ('loop/runs.html#mark_lost', 'retrain_nb/loop/runs.py'),
                                       'retrain_nb.loop.runs.page_path': ('loop/runs.html#page_path', 'retrain_nb/loop/runs.py'),
                                       'retrain_nb.loop.runs.plan': ('loop/runs.html#plan', 'retrain_nb/loop/runs.py'),
