@@ -72,6 +72,8 @@ class Workbench:
     @property
     def reports(self) -> Path: return self.root/self.settings.workbench.reports
     @property
+    def written(self) -> tuple[str, str]: return self.settings.workbench.store, self.settings.workbench.reports # Ours: never the user's changes
+    @property
     def contract(self) -> Contract: return parse_contract(self.contract_text)
     def __repr__(self) -> str: return f"<Workbench {self.settings.workbench.name}>"
 
@@ -285,7 +287,7 @@ def recipe(self:Workbench,
 ) -> Recipe:
     "All that will determine the model"
     split, trainer, view = self.split(as_of, snapshot), self.settings.trainer, self.view
-    commit, dirty, _ = origin.repository(self.root)
+    commit, dirty, _ = origin.repository(self.root, self.written)
     package = Path(str(files("retrain_nb")))
     return Recipe(as_of=iso(as_of), snapshot=snapshot.digest, contract=digest(self.contract_text.encode()),
         view=view.name, view_code=view_digest(view), train_start=iso(split.train.start), cut=iso(split.cut), end=iso(split.test.end),

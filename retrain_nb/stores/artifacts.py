@@ -18,7 +18,8 @@ from ..records import UsageError
 
 # %% ../../nbs/stores/21_artifacts.ipynb #da75da43
 KINDS = {"model": "json", "recipe": "json", "settings": "json", "contract": "toml", "notebook": "json", "report": "html", "profile": "html",
-         "record": "json", "evaluation": "json", "verdict": "json", "parameters": "json", "environment": "text", "code": "text"}
+         "record": "json", "evaluation": "json", "verdict": "json", "parameters": "json", "environment": "json", "code": "json", "diff": "json",
+         "provenance": "json", "bundle": "json"}
 
 # %% ../../nbs/stores/21_artifacts.ipynb #4a9226a6
 def check_format(
