@@ -57,7 +57,7 @@ def _differs(
 # %% ../../nbs/loop/46_audit.ipynb #71b35873
 def _rows(connection:Connection, name:str) -> Iterator[tuple]:
     "A table of the ledger, in order"
-    columns = [sa.column(c) for c in auditor.COLUMNS[name]]
+    columns:list[Any] = [sa.column(c) for c in auditor.COLUMNS[name]]
     return (tuple(row) for row in connection.execute(sa.select(*columns).select_from(sa.table(name)).order_by(*columns[:2])))
 
 def _check_kept(
