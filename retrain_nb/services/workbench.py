@@ -96,7 +96,8 @@ def open_workbench(
     try: contract = path.read_text(encoding="utf-8")
     except OSError as e: raise SettingsError(f"[source] contract: {path} cannot be read ({e.strerror}).", "Write a contract there, or name another file.") from e
     store = _make(root/settings.workbench.store)
-    return Workbench(root, settings, contract, Snapshots(_make(store/"snapshots")), Artifacts(_make(store/"artifacts")))
+    return Workbench(root, settings, contract, Snapshots(_make(store/"snapshots")),
+                     Artifacts(settings.workbench.artifacts or _make(store/"artifacts")))
 
 # %% ../../nbs/services/33_workbench.ipynb #26bac13c
 def furnish(
