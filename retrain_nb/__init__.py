@@ -13,6 +13,7 @@ Modules:
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
