@@ -8,8 +8,8 @@ and the nearest known name. A folder with a `settings.ini` is a workbench, found
 
 # %% auto #0
 __all__ = ['Pairs', 'Entry', 'POLICY', 'Section', 'WorkbenchSection', 'SourceSection', 'FeaturesSection', 'WindowSection',
-           'TrainerSection', 'GatesSection', 'ChampionSection', 'RunSection', 'TrackingSection', 'Settings',
-           'parse_settings', 'find_root', 'load_settings', 'policy']
+           'TrainerSection', 'GatesSection', 'ChampionSection', 'RunSection', 'LedgerSection', 'TrackingSection',
+           'Settings', 'parse_settings', 'find_root', 'load_settings', 'policy']
 
 # %% ../nbs/03_settings.ipynb #e57afe2e
 import configparser
@@ -97,6 +97,11 @@ class RunSection(Section):
     profile_rows:int = Field(10_000, ge=0)   # Rows sampled for the data profile; 0 makes none
     profile_timeout_s:float = Field(180, gt=0)
 
+class LedgerSection(Section):
+    "[ledger]: who signs what happened, and who else remembers it"
+    key:str = ""                             # An unencrypted OpenSSH Ed25519 key; empty makes one in the store
+    witness:str = ""                         # Where a checkpoint is kept besides: a file, or `git` for a tag; empty keeps none
+
 class TrackingSection(Section):
     "[tracking]: the W&B mirror"
     mode:Literal["offline", "online", "disabled"] = "offline"
@@ -114,6 +119,7 @@ class Settings(Section):
     gates:GatesSection
     champion:ChampionSection = ChampionSection()
     run:RunSection = RunSection()
+    ledger:LedgerSection = LedgerSection()
     tracking:TrackingSection = TrackingSection()
     @model_validator(mode="after")
     def _columns_differ(self):
