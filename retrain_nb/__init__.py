@@ -8,14 +8,19 @@ Modules:
 - `retrain_nb.digest`: Are these two things the same, here and on another machine, today and in five years?
 - `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
+- `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
+- `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
+- `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
+- `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
 - `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
 - `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
@@ -30,8 +35,8 @@ Modules:
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
 - `retrain_nb.stores.database`: Which database, safely opened, at the right version?
+- `retrain_nb.stores.keys`: Which key signs for this workbench, and who could have used it?
 - `retrain_nb.stores.ledger`: What happened, in which order, and was it really written down?
-- `retrain_nb.stores.migrations.versions.0002_tree`: The tree over the ledger, the leases, and what was delivered
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?
 - `retrain_nb.stores.pages`: What does this page ask for, and is it what we are about to tell it?
 - `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?

@@ -57,6 +57,7 @@ DAMAGE = {
     "changed file": KEEP,   # An entry names a file that has other bytes now
     "unreadable file": "Give this user the right to read it, and audit again.",
     "bad provenance": ASK,  # A model's provenance is not about this model, or not signed by the ledger's key
+    "changed view": "Make the views again with `retrain-nb rebuild`, and find out who changed them.", # A table says what the ledger does not
     "damaged database": KEEP, # SQLite finds its own file damaged
     "newer format": "Take the auditor of the version that wrote this ledger."}
 

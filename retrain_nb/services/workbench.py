@@ -14,6 +14,7 @@ import atexit
 import fcntl
 import importlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -31,13 +32,14 @@ from fastcore.basics import patch
 
 from ..digest import canonical, digest, digest_code
 from ..durable import write_atomic
-from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, as_json
+from ..notes import Checkpoint, checkpoint_text, sign_note
+from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json
 from ..settings import Settings, find_root, load_settings, policy
 from ..stages.contract import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
 from ..stages.signals import as_known_at, need_columns, need_utc
 from ..stages.train import fixed_params
-from ..stores import origin
+from ..stores import keys, origin
 from ..stores.artifacts import Artifacts
 from ..stores.snapshots import Snapshot, Snapshots
 from ..windows import Split, iso, parse_time, split_at
@@ -57,10 +59,20 @@ class Workbench:
         engine = database.open_database(self.settings.workbench.database or f"sqlite:///{self.store/'ledger.db'}")
         catalog.create(engine, ledger.entries)
         return engine
+    @cached_property
+    def signer(self) -> keys.Signer: # Loaded at the first entry: who only asks needs no key
+        from retrain_nb.stores import ledger
+        last, name = self.ask(ledger.last_head), re.sub(r"[\s+]+", "-", self.settings.workbench.name)
+        if not (last or self.settings.ledger.key or self.key_path.exists()): keys.make_key(self.key_path, f"ledger of {name}")
+        return keys.load_key(self.key_path, last[1].partition("\n")[0] if last else f"retrain_nb/{name}")
+    @property
+    def key_path(self) -> Path: return self.root/Path(self.settings.ledger.key or self.store/"keys"/"ledger").expanduser()
     @property
     def store(self) -> Path: return self.root/self.settings.workbench.store
     @property
     def reports(self) -> Path: return self.root/self.settings.workbench.reports
+    @property
+    def written(self) -> tuple[str, str]: return self.settings.workbench.store, self.settings.workbench.reports # Ours: never the user's changes
     @property
     def contract(self) -> Contract: return parse_contract(self.contract_text)
     def __repr__(self) -> str: return f"<Workbench {self.settings.workbench.name}>"
@@ -84,7 +96,8 @@ def open_workbench(
     try: contract = path.read_text(encoding="utf-8")
     except OSError as e: raise SettingsError(f"[source] contract: {path} cannot be read ({e.strerror}).", "Write a contract there, or name another file.") from e
     store = _make(root/settings.workbench.store)
-    return Workbench(root, settings, contract, Snapshots(_make(store/"snapshots")), Artifacts(_make(store/"artifacts")))
+    return Workbench(root, settings, contract, Snapshots(_make(store/"snapshots")),
+                     Artifacts(settings.workbench.artifacts or _make(store/"artifacts")))
 
 # %% ../../nbs/services/33_workbench.ipynb #26bac13c
 def furnish(
@@ -125,12 +138,13 @@ def append(self:Workbench,
     body:dict,      # Records and plain values
     at:datetime     # A label for people; order is by sequence
 ) -> Any:           # The ledger's entry
-    "Write an entry and its projections, both or neither"
+    "Write an entry and its projections under a signed head: all of it or nothing"
     from retrain_nb.stores import catalog, ledger
     with self.engine.begin() as connection:
-        before = ledger.find_key(connection, key)
+        if (before := ledger.find_key(connection, key)) is None: self.vouch(connection, at)
         entry = ledger.append(connection, kind, key, as_json(body), iso(at))
         if before is None: catalog.project(connection, entry.seq, entry.kind, entry.at, entry.body)
+        if before is None: ledger.seal(connection, self.checkpoint)
     return entry
 
 # %% ../../nbs/services/33_workbench.ipynb #507e3859
@@ -142,6 +156,34 @@ def ask(self:Workbench,
     "The answer to a `question` put to the database"
     from retrain_nb.stores import database
     with database.reading(self.engine) as connection: return question(connection, *args, **kwargs)
+
+# %% ../../nbs/services/33_workbench.ipynb #af9e3d16
+@patch
+def checkpoint(self:Workbench,
+    size:int,  # How many entries
+    root:bytes # Head of their tree
+) -> str:      # A signed note
+    "A checkpoint of the ledger, signed with the workbench's key"
+    signer = self.signer
+    return sign_note(checkpoint_text(Checkpoint(signer.name, size, root)), signer.name, signer.public, signer.sign)
+
+# %% ../../nbs/services/33_workbench.ipynb #28d6fdcc
+@patch
+def vouch(self:Workbench,
+    connection:Any, # A transaction that writes
+    at:datetime     # A label
+) -> None:
+    "See that the last head was signed with our key; in a ledger that nobody has signed yet, enter the key"
+    from retrain_nb.stores import ledger
+    last, named = ledger.last_head(connection), ledger.newest(connection, "ledger.key")
+    if last is None and named: raise VerificationError("the signed heads of the ledger are gone.", ledger.CURE)
+    if last is None:
+        ledger.plant(connection)
+        body = {"origin": self.signer.name, "vkey": self.signer.vkey, "ssh": self.signer.ssh, "previous": "", "reason": "first"}
+        ledger.append(connection, "ledger.key", f"ledger.key:{self.signer.vkey}", body, iso(at))
+    elif named is None or named.body["vkey"] != self.signer.vkey:
+        raise VerificationError(f"the ledger is signed with the key {named.body['vkey'] if named else 'of nobody'}, and {self.key_path} is another.",
+                                "Name the right one under [ledger] key in settings.ini, or hand over to this one with `retrain-nb key`.")
 
 # %% ../../nbs/services/33_workbench.ipynb #7d0d03b7
 @contextmanager
@@ -246,7 +288,7 @@ def recipe(self:Workbench,
 ) -> Recipe:
     "All that will determine the model"
     split, trainer, view = self.split(as_of, snapshot), self.settings.trainer, self.view
-    commit, dirty, _ = origin.repository(self.root)
+    commit, dirty, _ = origin.repository(self.root, self.written)
     package = Path(str(files("retrain_nb")))
     return Recipe(as_of=iso(as_of), snapshot=snapshot.digest, contract=digest(self.contract_text.encode()),
         view=view.name, view_code=view_digest(view), train_start=iso(split.train.start), cut=iso(split.cut), end=iso(split.test.end),

@@ -1,7 +1,6 @@
-"""The ledger: one append-only table
-
-A database from before there were migrations has this very table; it is adopted as it stands, rows and all.
-"""
+# The ledger: one append-only table
+#
+# A database from before there were migrations has this very table; it is adopted as it stands, rows and all.
 import sqlalchemy as sa
 from alembic import op
 
