@@ -23,7 +23,7 @@ from itertools import zip_longest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..digest import digest, short
+from ..digest import canonical, digest, short
 from ..durable import read_checked
 from ..records import RetrainError, UsageError, VerificationError
 from ..services.execute import execute, progress
@@ -130,7 +130,7 @@ def edited(
     told:Recorded # A run
 ) -> list[dict[str, Any]]:
     "Entries of this run that were changed after they were written"
-    now = [(e, ledger.entry_leaf(e.seq, e.kind, e.key, e.at, e.body)) for e in told.entries]
+    now = [(e, ledger.entry_leaf(e.seq, e.kind, e.key, e.at, canonical(e.body).decode())) for e in told.entries]
     return [difference("ledger", e.leaf, leaf, f"entry {e.seq} says something else than when it was written", f"entry {e.seq}")
             for e, leaf in now if leaf != e.leaf]
 
