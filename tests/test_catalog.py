@@ -198,3 +198,15 @@ def test_a_new_column_needs_no_migration(database_url, tmp_path):
             "with engine.begin() as c: print(sum(r['page_again'] == r['page'] == 'retrain' for r in later.dump(c)['runs']))")
     done = subprocess.run([sys.executable, "-c", code, database_url, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", str(runs)] and runs > 0
+
+
+def test_a_kernel_whose_last_words_hold_a_nul_is_recorded_all_the_same(database_url):
+    engine = open_all(database_url)
+    body = {"run": "r", "state": "failed", "cause": "died: \0\0", "verdict": {"reason": "\0"}, "outcome": "FAIL", "model": "m"}
+    with engine.begin() as c:
+        assert write(c, "run.ended", "r:ended", body).body == body
+        before = catalog.dump(c)
+        catalog.rebuild(c, ledger.entries(c))
+        assert catalog.dump(c) == before and catalog.run(c, "r")["cause"] == "died: \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    if engine.dialect.name == "postgresql":                # SQLite keeps it; where it cannot be kept, it is refused and named
+        with pytest.raises(UsageError, match="NUL"), engine.begin() as c: write(c, "run.ended", "a\0b", body)
