@@ -272,3 +272,15 @@ def test_what_is_to_be_told_is_decided_with_the_entry(database_url):
         told = {e.seq for e in ledger.entries(c) if e.kind in catalog.TOLD["openlineage"]}
         assert told and {row["seq"] for row in catalog.dump(c)["outbox"]} == told
     engine.dispose()
+
+
+def test_a_kernel_whose_last_words_hold_a_nul_is_recorded_all_the_same(database_url):
+    engine = open_all(database_url)
+    body = {"run": "r", "state": "failed", "cause": "died: \0\0", "verdict": {"reason": "\0"}, "outcome": "FAIL", "model": "m"}
+    with engine.begin() as c:
+        assert write(c, "run.ended", "r:ended", body).body == body
+        before = catalog.dump(c)
+        catalog.rebuild(c, ledger.entries(c))
+        assert catalog.dump(c) == before and catalog.run(c, "r")["cause"] == "died: \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    if engine.dialect.name == "postgresql":                # SQLite keeps it; where it cannot be kept, it is refused and named
+        with pytest.raises(UsageError, match="NUL"), engine.begin() as c: write(c, "run.ended", "a\0b", body)
