@@ -329,7 +329,7 @@ class Reign:
     seq:int   # The entry that says so
     since:int # Size of the first head that it may sign
     key:Key
-    reason:str# `first`, `rotated` or `lost`
+    reason:str# `first`, `rotated`, `leaked` (rotated because somebody else has it) or `lost`
 
 def read_key(
     seq:int,              # Number of the entry
@@ -341,10 +341,10 @@ def read_key(
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as e: raise ValueError(f"it names no key ({e})") from None
     reason, previous = str(fact.get("reason")), before[-1].key.vkey if before else ""
     if blob != b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + key.public: raise ValueError("its two forms of the key differ")
-    if reason not in (("rotated", "lost") if before else ("first",)): raise ValueError(f"its reason is {reason!r}")
+    if reason not in (("rotated", "leaked", "lost") if before else ("first",)): raise ValueError(f"its reason is {reason!r}")
     if fact.get("previous") != previous: raise ValueError("it does not name the key before it")
     if not fact.get("origin") == key.name == (before[0].key.name if before else key.name): raise ValueError("it is for another ledger")
-    return Reign(seq, seq + 1 if reason == "rotated" else seq, key, reason)
+    return Reign(seq, seq if reason in ("first", "lost") else seq + 1, key, reason)
 
 def reign_at(
     reigns:Sequence[Reign], # In order

@@ -8,7 +8,7 @@ FAIL, 4 INSUFFICIENT, 5 access refused, 6 verification failed, 75 another cycle 
 
 # %% auto #0
 __all__ = ['Answer', 'COMMANDS', 'say', 'table', 'verdict_lines', 'init', 'broken', 'cycle', 'run', 'status', 'show', 'reproduce',
-           'journal', 'doctor', 'verify', 'checkpoint', 'key', 'rebuild', 'parser', 'main']
+           'journal', 'doctor', 'verify', 'checkpoint', 'export', 'key', 'rebuild', 'parser', 'main']
 
 # %% ../../nbs/faces/50_cli.ipynb #6af2272f
 import argparse
@@ -254,6 +254,16 @@ def checkpoint(
     beside = f"with {args.file}.sig, which `ssh-keygen -Y verify -f {args.file}.signers -I {book.signer.name} -n {custody.NAMESPACE} -s {args.file}.sig` checks" if args.file else ""
     return done, "\n".join([text.rstrip("\n"), *([beside] if beside else [])]), 0
 
+# %% ../../nbs/faces/50_cli.ipynb #bf03f219
+def export(
+    args:argparse.Namespace # `dir`
+) -> Answer:
+    "Copy the ledger and all it names to a folder for an auditor: no key, no settings, no views"
+    from retrain_nb.loop import custody
+    done = custody.export(_open(args), Path(args.dir).resolve())
+    text = f"{done['entries']} entries, {done['artifacts']} artifacts and {done['snapshot_files']} snapshot files in {args.dir}"
+    return {**done, "folder": str(Path(args.dir).resolve())}, f"{text}\nto check: retrain-nb verify {args.dir}, or auditor.py from this package, which needs nothing else of it", 0
+
 # %% ../../nbs/faces/50_cli.ipynb #0a5a8957
 def key(
     args:argparse.Namespace # `rotate`, `to`, `lost`, `leaked`
@@ -288,7 +298,7 @@ def rebuild(
 
 # %% ../../nbs/faces/50_cli.ipynb #9632a913
 COMMANDS = {"init": init, "cycle": cycle, "run": run, "status": status, "show": show, "reproduce": reproduce, "doctor": doctor,
-            "verify": verify, "checkpoint": checkpoint, "key": key, "rebuild": rebuild}
+            "verify": verify, "checkpoint": checkpoint, "export": export, "key": key, "rebuild": rebuild}
 
 # %% ../../nbs/faces/50_cli.ipynb #502a4df5
 def parser() -> argparse.ArgumentParser:
@@ -312,6 +322,7 @@ def parser() -> argparse.ArgumentParser:
     made["verify"].add_argument("--key", metavar="VKEY", action="append", default=[], help="a key that must have signed; may be repeated")
     made["checkpoint"].add_argument("file", nargs="?", help="write it there, with an OpenSSH signature beside it")
     made["checkpoint"].add_argument("--of", metavar="ENTRY", type=int, help="a proof that this entry is in the ledger")
+    made["export"].add_argument("dir", help="a new folder")
     made["key"].add_argument("--rotate", action="store_true", help="make a new key, and hand over to it")
     made["key"].add_argument("--to", metavar="PATH", help="hand over to this OpenSSH key")
     made["key"].add_argument("--leaked", action="store_true", help="hand over because somebody else has the key")
