@@ -70,7 +70,6 @@ class Finding:
     upto:int|None = None # The last entry it may be about, where the evidence leaves a range
     @property
     def cure(self) -> str: return DAMAGE[self.damage]
-
 class AuditError(Exception):
     "Nothing could be audited: `cause` says why, `cure` says what to do"
     def __init__(self, cause:str, cure:str):
@@ -177,6 +176,7 @@ def is_signed(
     except InvalidSignature: return False
 
 # %% ../nbs/07_auditor.ipynb #ef1735fe
+_parse = json.JSONDecoder().raw_decode
 _dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 _ODD = re.compile(r"\de[-+]\d|\d\.0(?!\d)|[\U00010000-\U0010ffff]") # Perhaps something that Python spells or sorts in another way
 
@@ -197,9 +197,9 @@ def parse_canonical(
 ) -> dict[str, Any]:
     "The object; `ValueError` if this is not its canonical form"
     try:
-        value = json.loads(text)
+        value, end = _parse(text)
         odd = (not text.isascii() or any(sign in text for sign in (".0", "e-", "e+"))) and _ODD.search(text)
-        same = text == (_slowly if odd else _dumps)(value) or text == _slowly(value)
+        same = end == len(text) and text == (_slowly if odd else _dumps)(value) or text == _slowly(value)
     except (ValueError, OverflowError, RecursionError) as e: raise ValueError(f"its body cannot be read: {e}") from None
     if not same: raise ValueError("its body is not in canonical form")
     if not isinstance(value, dict): raise ValueError("its body is no object")
