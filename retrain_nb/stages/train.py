@@ -194,13 +194,13 @@ def _narrow(room:Any, cut:float|frozenset[int], right:int, lost:int) -> Any:
     if isinstance(cut, frozenset): return (low, high, only, never | cut, missing) if right else (low, high, cut if only is None else only & cut, never, missing)
     return (max(low, cut), high, only, never, missing) if right else (low, min(high, cut), only, never, missing)
 
-def _value(room:Any, second:bool) -> float:
-    "A value on the edge of a room; the second row takes another edge, or is missing, where it can"
+def _edges(room:Any) -> list[float]:
+    "The values on the edges of a room, the upper one first, and missing where a missing value would have come the same way"
     low, high, only, never, missing = room
-    if second and missing: return math.nan
-    if only is not None: return float(min(only - never, default=math.nan))
-    if never: return float(next(code for code in itertools.count() if code not in never))
-    return high if high < math.inf and not (second and low > -math.inf) else math.nextafter(low, math.inf)
+    if only is not None: found = sorted(only - never)[:1]
+    elif never: found = [next(code for code in itertools.count() if code not in never)]
+    else: found = [high]*(high < math.inf) + [math.nextafter(low, math.inf)]*(low > -math.inf)
+    return [*map(float, found), *[math.nan]*missing] or [math.nan]
 
 def _ways(tree:dict[str, list[str]]) -> Iterator[dict[int, Any]]:
     "For each leaf the rooms of the features that lead there"
@@ -215,16 +215,16 @@ def _ways(tree:dict[str, list[str]]) -> Iterator[dict[int, Any]]:
 
 # %% ../../nbs/stages/12_train.ipynb #b5b5946d
 def questions(
-    booster:str,     # LightGBM model text
-    most:int=20_000  # Rows; a model with more than half as many leaves is asked about evenly spread ones
-) -> np.ndarray:     # float64 (rows, columns); the first is all zero
-    "Rows that lead to the leaves of `booster`, two each"
+    booster:str,      # LightGBM model text
+    leaves:int=10_000 # A model with more of them is asked about evenly spread ones
+) -> np.ndarray:      # float64 (rows, columns); the first is all zero
+    "Rows that lead to the leaves of `booster`, as many for each as it has edges: one to three"
     ways = [way for tree in _trees(booster) for way in _ways(tree)]
-    ways = ways[::math.ceil(2*len(ways)/most) or 1]
-    rows = np.zeros((2*len(ways) + 1, len(booster.partition("\nfeature_names=")[2].partition("\n")[0].split())))
-    for i, way in enumerate(ways):
-        for feature, room in way.items(): rows[2*i + 1, feature], rows[2*i + 2, feature] = _value(room, False), _value(room, True)
-    return rows
+    chosen = [{f: _edges(room) for f, room in way.items()} for way in ways[::math.ceil(len(ways)/leaves) or 1]]
+    rows = [{f: e[min(i, len(e) - 1)] for f, e in way.items()} for way in chosen for i in range(max(map(len, way.values())))]
+    asked = np.zeros((len(rows) + 1, len(booster.partition("\nfeature_names=")[2].partition("\n")[0].split())))
+    for n, row in enumerate(rows, 1): asked[n, list(row)] = list(row.values())
+    return asked
 
 # %% ../../nbs/stages/12_train.ipynb #797a3b39
 def canary(
