@@ -25,6 +25,7 @@ Modules:
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
 - `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
 - `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
+- `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?

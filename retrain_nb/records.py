@@ -13,7 +13,7 @@ __all__ = ['PASS', 'FAIL', 'INSUFFICIENT', 'OUTCOMES', 'EXIT_CODES', 'RetrainErr
 
 # %% ../nbs/00_records.ipynb #b4767abb
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -136,7 +136,8 @@ class Model:
     encoding:dict[str, Any]# The frozen encoding of that view, as JSON values
     target:str             # Name of the label it predicts
     cut:str                # End of the rows it learned from, ISO 8601; later rows are new to it
-    format:str = "retrain_nb/model@1"
+    canary:dict[str, Any] = field(default_factory=dict) # What it answered when it was made, for whoever starts it later; none in model@1
+    format:str = "retrain_nb/model@2"
 
 # %% ../nbs/00_records.ipynb #aaee744c
 @dataclass(frozen=True, kw_only=True)
