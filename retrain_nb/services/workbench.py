@@ -76,6 +76,8 @@ class Workbench:
     @property
     def reports(self) -> Path: return self.root/self.settings.workbench.reports
     @property
+    def mirrors(self) -> Path: return self.root/"mirrors" # What others are told; never evidence, and made again at will
+    @property
     def written(self) -> tuple[str, str]: return self.settings.workbench.store, self.settings.workbench.reports # Ours: never the user's changes
     @property
     def contract(self) -> Contract: return parse_contract(self.contract_text)
