@@ -161,3 +161,77 @@ def test_the_verifier_of_openssf_accepts_the_bundle_and_refuses_one_changed_byte
     assert verify().returncode != 0
     (folder/"more").unlink()
     assert verify().returncode == 0
+
+
+FEED = """from pathlib import Path
+from retrain_nb.demo import toy
+def rows(): return toy.rows().assign(addressee=Path(__file__).with_name("names.csv").read_text())
+"""
+
+
+@pytest.fixture(scope="module")
+def parcels(tmp_path_factory):
+    "A real cycle in a repository with uncommitted work, a view and a column of its own that the contract calls personal"
+    from retrain_nb.faces.cli import main
+    root = tmp_path_factory.mktemp("made")/"parcels"
+    assert main(["init", str(root), "--demo", "toy"]) == 0
+    path = root/"settings.ini"
+    text = path.read_text().replace("mode = offline", "mode = disabled").replace("retrain_nb.demo.toy:rows", "feed_of_parcels:rows")
+    path.write_text(text + "\n[run]\nprofile_rows = 0\n")
+    contract = root/"contract.toml"
+    contract.write_text(contract.read_text() + '\n[columns.addressee]\nkind = "text"\ntag = "personal"\n')
+    (root/"feed_of_parcels.py").write_text(FEED)
+    (root/"names.csv").write_text("Ada Lovelace\n")
+    (root/".gitignore").write_text("*.secret\n.retrain/\nreports/\n")
+    git = lambda *words: subprocess.run(["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@example.com", *words], check=True, capture_output=True)
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]): git(*words)
+    (root/"feed_of_parcels.py").write_text((root/"feed_of_parcels.py").read_text() + "# a change that nobody committed\n")
+    (root/"names.csv").write_text("Grace Hopper\n")
+    (root/"token.secret").write_text("hunter2")
+    assert main(["cycle", "--now", "2024-03-01", "--root", str(root)]) == 0
+    return root
+
+
+def test_every_digest_that_a_real_statement_gives_is_that_of_something_kept(parcels):
+    from retrain_nb.services.workbench import open_workbench
+    from retrain_nb.stores import catalog, ledger
+    book = open_workbench(parcels)
+    run = book.ask(catalog.champion)["run"]
+    planned, ended = (book.ask(ledger.find_key, f"{run}:{what}").body for what in ("planned", "ended"))
+    said = open_statement(book.artifacts.get(ended["provenance"]), [book.signer.public], ended["model"])
+    found = {r["name"]: r.get("digest", {}) for r in said["predicate"]["buildDefinition"]["resolvedDependencies"]}
+    kept = {k for k in found if "sha256" in found[k] and book.artifacts.has(found[k]["sha256"])}
+    assert kept == {"page as run", "settings", "modules", "packages", "diff"}
+    assert {found[k]["sha256"] for k in found if k.startswith("snapshot/")} == {p.sha256 for p in book.snapshots.describe(planned["parameters"]["snapshot"]).parts}
+    head = subprocess.run(["git", "-C", str(parcels), "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert found["repository"] == {"gitCommit": head} and found["diff"]["sha256"] == planned["diff"] == json.loads(book.artifacts.get(planned["recipe"]))["dirty"]
+    changes = json.loads(book.artifacts.get(planned["diff"]))
+    assert list(changes["files"]) == ["feed_of_parcels.py", "names.csv"] and "+# a change that nobody committed" in changes["patch"]
+    assert "# a change that nobody committed" in json.loads(book.artifacts.get(planned["source_code"][0]))["files"]["feed_of_parcels.py"]
+
+
+def test_the_auditor_takes_it(parcels):
+    from retrain_nb.auditor import audit
+    told = audit(parcels)
+    assert (told["verdict"], told["findings"]) == ("PASS", []) and told["checked"]["provenance"] == 1
+
+
+def test_no_personal_column_no_row_and_no_ignored_file_is_in_what_is_kept_for_provenance(parcels):
+    from retrain_nb.services.workbench import open_workbench
+    from retrain_nb.stores import catalog, ledger
+    book = open_workbench(parcels)
+    run = book.ask(catalog.champion)["run"]
+    planned, ended = (book.ask(ledger.find_key, f"{run}:{what}").body for what in ("planned", "ended"))
+    payload = base64.b64decode(json.loads(book.artifacts.get(ended["provenance"]))["payload"])
+    assert b"addressee" not in payload
+    for data in (payload, *(book.artifacts.get(d) for d in (planned["diff"], *planned["source_code"]))):
+        for word in (b"hunter2", b"token.secret", b"Lovelace", b"Hopper"): assert word not in data, word
+
+
+def test_a_run_from_a_dirty_tree_is_reproduced_after_the_tree_was_reset(parcels):
+    from retrain_nb.loop.reproduce import find_run, reproduce
+    from retrain_nb.services.workbench import open_workbench
+    subprocess.run(["git", "-C", str(parcels), "checkout", "-q", "--", "."], check=True)
+    book = open_workbench(parcels)
+    done = reproduce(book, find_run(book, "champion"))
+    assert done["differs"] == [] and done["verdict"] == "REPRODUCED" and any("uncommitted changes" in note for note in done["notes"])

@@ -76,7 +76,7 @@ def forge(root, what, change, leaf=True):
     book.engine.dispose()
     with sqlite3.connect(root/".retrain"/"ledger.db") as db:
         for (name,) in db.execute("select name from sqlite_master where type = 'trigger'").fetchall(): db.execute(f"drop trigger {name}")
-        hashed = ledger.entry_leaf(entry.seq, entry.kind, key, entry.at, new) if leaf else entry.leaf
+        hashed = ledger.entry_leaf(entry.seq, entry.kind, key, entry.at, canonical(new).decode()) if leaf else entry.leaf
         assert db.execute("update entries set body = ?, leaf = ? where key = ?", (canonical(new).decode(), hashed, key)).rowcount == 1
 
 
