@@ -8,9 +8,13 @@ Modules:
 - `retrain_nb.digest`: Are these two things the same, here and on another machine, today and in five years?
 - `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
+- `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
+- `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
+- `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
@@ -37,6 +41,7 @@ Modules:
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?
 - `retrain_nb.stores.pages`: What does this page ask for, and is it what we are about to tell it?
 - `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?
+- `retrain_nb.stores.turns`: Whose turn is it to work here, and is it still?
 - `retrain_nb.windows`: Which rows may a model learn from, and which may judge it?"""
 
 __version__ = "0.1.0"

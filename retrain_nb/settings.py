@@ -35,13 +35,14 @@ def _pairs(text:Any) -> Any:
     if bad := [" ".join(p) for p in pairs if len(p) != 2]: raise ValueError(f"`{bad[0]}` is not a name and a number")
     return dict(pairs)
 Pairs = Annotated[dict[str, float], BeforeValidator(_pairs)] # `name number, name number`
-Entry = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="module:name")] # Something importable
+Entry = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`module:name`")] # Something importable
 
 # %% ../nbs/03_settings.ipynb #ae4d3ff6
 class WorkbenchSection(Section):
     "[workbench]: the folder itself"
     name:str = Field(min_length=1)           # Shown in reports
     store:str = ".retrain"                   # Folder of snapshots, artifacts and the ledger, relative to the root
+    artifacts:str = Field("", pattern=r"^(\S+://\S+)?$", description="a URL such as `s3://bucket/prefix`") # Empty is a folder in the store
     database:str = ""                        # SQLAlchemy URL of the ledger; empty is SQLite in the store
     reports:str = "reports"                  # Folder of run reports
     pages:str = "nbs/runs"                   # Folder of run notebooks
@@ -144,7 +145,9 @@ def _finding(error:Any) -> str:
         near = difflib.get_close_matches(loc[-1], _known(loc), 1, 0.5)
         return f"{where}: unknown; " + (f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_known(loc))}")
     found = "" if isinstance(error["input"], dict | BaseModel) else f" found `{error['input']}`;"
-    wanted = "accepted is `module:name`" if error["type"] == "string_pattern_mismatch" else error["msg"].removeprefix("Value error, ")
+    wanted = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "string_pattern_mismatch": # A pattern is for machines; its field says the same for people
+        wanted = f"accepted is {Settings.model_fields[loc[0]].annotation.model_fields[loc[1]].description}" # type: ignore[union-attr]
     return f"{where}:{found} {wanted}"
 
 # %% ../nbs/03_settings.ipynb #8173b74b

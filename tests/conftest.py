@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -32,7 +33,7 @@ def unprivileged(): # -> keywords for `subprocess`: PostgreSQL refuses to run as
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    "The address of a server of our own, on a socket in a temporary folder: real, with `fsync` on, and gone when the tests end"
+    "A server of our own, on a socket in a temporary folder: real, with `fsync` on, and gone when the tests end"
     programs = postgres_programs()
     if programs is None: pytest.fail(f"no PostgreSQL on this machine. apt-get install postgresql, or set {WITHOUT}=1 to leave it untested.")
     folder, who = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp")), unprivileged() # A short path: a socket's name holds 107 bytes
@@ -42,9 +43,11 @@ def postgres_server():
                        cwd=folder, check=True, capture_output=True, text=True, **who)
         server = [programs/"pg_ctl", "-D", folder/"data", "-l", folder/"log", "-w", "-t", "60"]
         options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=on -c max_connections=60"
-        subprocess.run([*server, "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
-        try: yield f"postgresql+psycopg://postgres@/{{}}?host={folder}"
-        finally: subprocess.run([*server, "-m", "immediate", "stop"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        def start(): subprocess.run([*server, "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        def crash(): subprocess.run([*server, "-m", "immediate", "stop"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        start()
+        try: yield SimpleNamespace(address=f"postgresql+psycopg://postgres@/{{}}?host={folder}", start=start, crash=crash)
+        finally: crash()
     finally: shutil.rmtree(folder)
 
 
@@ -58,8 +61,8 @@ def new_database(request, tmp_path):
         yield lambda: f"sqlite:///{tmp_path}/{next(NUMBERS)}.db"
         return
     if os.environ.get(WITHOUT) == "1": pytest.skip(f"{WITHOUT}=1: PostgreSQL is left untested")
-    server = request.getfixturevalue("postgres_server")
-    admin, made = sa.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT"), []
+    server = request.getfixturevalue("postgres_server").address
+    admin, made = sa.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT", pool_pre_ping=True), []
     def make():
         made.append(f"test_{next(NUMBERS)}")
         with admin.connect() as c: c.exec_driver_sql(f"CREATE DATABASE {made[-1]}")

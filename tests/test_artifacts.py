@@ -1,5 +1,6 @@
 "Faults of the artifact store and of the durable write below it: full disks, files in the way, damage, hostile names, races"
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,7 @@ def test_any_of_19_bytes_changed_is_found(tmp_path):
 @given(st.one_of(st.text(), st.text(alphabet="./\\0af%", max_size=70), st.binary(), st.just("A"*64), st.just("0"*64 + "\n"), st.none()))
 def test_no_crafted_name_reaches_a_path(text):
     store = Artifacts("/nowhere")
-    for ask in (store.get, store.has, store.path):
+    for ask in (store.get, store.has, store.path, store.locate, store.size, store.remove):
         with pytest.raises(UsageError): ask(text)
 
 
@@ -98,6 +99,49 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_former_file_as_it_was(t
     assert every_file(tmp_path) == before
     assert (tmp_path/"index.html").read_bytes() == b"one run"
     assert Artifacts(tmp_path).get(kept) == MODEL
+
+
+def test_without_nameless_files_the_bytes_wait_beside_the_target(tmp_path, monkeypatch):
+    monkeypatch.delattr(os, "O_TMPFILE")                   # As on other systems; network file systems refuse it in the same words
+    store = Artifacts(tmp_path)
+    name = store.put(MODEL, "model")
+    assert store.get(name) == MODEL and every_file(tmp_path) == [f"{name[:2]}/{name}"]
+    store.path(name).write_bytes(b"damaged")
+    with pytest.raises(VerificationError): store.put(MODEL, "model")
+    with ThreadPoolExecutor(8) as pool: assert set(pool.map(lambda _: Artifacts(tmp_path).put(b"{}", "record"), range(8))) == {digest(b"{}")}
+    assert every_file(tmp_path) == sorted([f"{name[:2]}/{name}", f"{digest(b'{}')[:2]}/{digest(b'{}')}"])
+
+
+KILLED = """
+import sys
+from retrain_nb.stores.artifacts import Artifacts
+print(Artifacts(sys.argv[1]).put(b"{" + b" "*100_000 + b"}", "record"), flush=True)
+"""
+CALLS = {"openat": True, "write": False, "fsync": False, "linkat": False, "close": True} # Whether to count only those on the store
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+def test_a_writer_killed_at_each_of_its_calls_leaves_the_artifact_whole_or_not_at_all(tmp_path):
+    data, trials, there = b"{" + b" "*100_000 + b"}", 0, 0
+    store = Artifacts(tmp_path)
+    store.put(MODEL, "model")
+    for call, ours in CALLS.items():
+        for when in range(1, 9):
+            store.remove(digest(data))
+            only = ["-P", str(store.path(digest(data)).parent)] if ours else [] # Python itself opens and closes a hundred others
+            inject = ["strace", "-f", "-qq", "-o", os.devnull, *only, "-e", f"trace={call}", "-e", f"inject={call}:signal=SIGKILL:when={when}"]
+            done = subprocess.run([*inject, sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True)
+            if done.returncode == 0: break                 # It came to its end before that call
+            trials += 1
+            assert done.returncode in (-9, 137), done.stderr
+            assert store.digests() in ([digest(MODEL)], sorted([digest(MODEL), digest(data)]))
+            if store.has(digest(data)):
+                there += 1
+                assert store.get(digest(data)) == data     # And a put later finds it
+            assert store.put(data, "record") == digest(data)
+            assert every_file(tmp_path) == sorted(f"{n[:2]}/{n}" for n in store.digests()) # Nothing else was left
+    print(f"{trials} kills: the artifact was there after {there}")
+    assert trials >= 8 and 0 < there < trials
 
 
 DENIED = """

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from retrain_nb.mentions import mentions
 from retrain_nb.records import DataError, UsageError
 from retrain_nb.stores import catalog, database, ledger
 
@@ -198,3 +199,88 @@ def test_a_new_column_needs_no_migration(database_url, tmp_path):
             "with engine.begin() as c: print(sum(r['page_again'] == r['page'] == 'retrain' for r in later.dump(c)['runs']))")
     done = subprocess.run([sys.executable, "-c", code, database_url, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", str(runs)] and runs > 0
+
+
+def plan(connection, query, *values):
+    "How SQLite would find it"
+    return "; ".join(row[3] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}", values))
+
+
+def asked(connection, question, *args):
+    "The statements that a question comes down to, with their values"
+    said = []
+    def listen(_connection, _cursor, statement, parameters, *_): said.append((statement, parameters))
+    sa.event.listen(connection, "before_cursor_execute", listen)
+    try: question(connection, *args)
+    finally: sa.event.remove(connection, "before_cursor_execute", listen)
+    return said
+
+
+@pytest.mark.parametrize("question, args", [(catalog.find, ["abc1"]), (catalog.mentioned, ["abc1"]), (catalog.linked, ["abc1", "run", "run.planned", "recipe"]),
+                                            (catalog.run, ["abc1"]), (catalog.champion, []), (catalog.cycle, ["abc1"])])
+def test_every_question_is_answered_by_an_index(question, args, tmp_path):
+    engine = open_all(f"sqlite:///{tmp_path}/ledger.db")
+    with engine.begin() as c:
+        for fact in history(4, 6): write(c, *fact)
+        write(c, "run.planned", "p", {"run": "abc1", "page": "retrain"})
+        said = asked(c, question, *args)
+        assert said
+        for statement, values in said:
+            steps = plan(c, statement, *values).split("; ")
+            assert all("USING" in step and "INDEX" in step for step in steps if step.startswith(("SCAN", "SEARCH"))), steps
+            assert "WHERE" not in statement or not any(step.startswith("SCAN") for step in steps), steps
+        like = plan(c, "SELECT * FROM runs WHERE run LIKE ? ESCAPE '/'", "abc%")
+    assert like.startswith("SCAN")                             # What a prefix costs when it is asked for in the usual way
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["Zürich-1", "a%b", "a_b", "~", "\U0010fffe", "é", "e"])
+def test_a_prefix_is_a_range_in_both_databases_whatever_the_alphabet(database_url, name):
+    engine, others = open_all(database_url), ["a", "ab", "aXb", "Z", "z", "e1", "f", "Ä", "zürich"]
+    with engine.begin() as c:
+        for i, run in enumerate([name, *others]): write(c, "run.planned", f"p{i}", {"run": run})
+        for length in range(1, len(name) + 1):
+            meant = [run for run in [name, *others] if run.startswith(name[:length])]
+            if len(meant) == 1 or name[:length] in meant: assert catalog.find(c, name[:length])["run"] in meant
+            else:
+                with pytest.raises(UsageError, match="may mean"): catalog.find(c, name[:length])
+    engine.dispose()
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 10**6))
+def test_who_mentions_it_agrees_with_the_ledger(seed):
+    "Both directions, against the bodies read one by one"
+    engine = open_all()
+    with engine.begin() as c:
+        for fact in history(seed, 5): write(c, *fact)
+        told = ledger.entries(c)
+        pairs = {(name, role, e.seq) for e in told for name, role in mentions(e.body)}
+        for name in {name for name, _, _ in pairs}:
+            assert {(name, m["role"], m["seq"]) for m in catalog.mentioned(c, name)} == {p for p in pairs if p[0] == name}
+        for e in told:
+            if e.kind != "run.ended" or not e.body["model"]: continue
+            assert e.body["model"] in [row["name"] for row in catalog.linked(c, e.body["run"], "run", "run.ended", "model")]
+            assert e.body["run"] in [row["name"] for row in catalog.linked(c, e.body["model"], "model", "run.ended", "run", 1000)]
+    engine.dispose()
+
+
+def test_what_is_to_be_told_is_decided_with_the_entry(database_url):
+    engine = open_all(database_url)
+    with engine.begin() as c:
+        for fact in history(7, 4): write(c, *fact)
+        told = {e.seq for e in ledger.entries(c) if e.kind in catalog.TOLD["openlineage"]}
+        assert told and {row["seq"] for row in catalog.dump(c)["outbox"]} == told
+    engine.dispose()
+
+
+def test_a_kernel_whose_last_words_hold_a_nul_is_recorded_all_the_same(database_url):
+    engine = open_all(database_url)
+    body = {"run": "r", "state": "failed", "cause": "died: \0\0", "verdict": {"reason": "\0"}, "outcome": "FAIL", "model": "m"}
+    with engine.begin() as c:
+        assert write(c, "run.ended", "r:ended", body).body == body
+        before = catalog.dump(c)
+        catalog.rebuild(c, ledger.entries(c))
+        assert catalog.dump(c) == before and catalog.run(c, "r")["cause"] == "died: \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    if engine.dialect.name == "postgresql":                # SQLite keeps it; where it cannot be kept, it is refused and named
+        with pytest.raises(UsageError, match="NUL"), engine.begin() as c: write(c, "run.ended", "a\0b", body)

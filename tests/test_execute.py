@@ -19,7 +19,8 @@ from retrain_nb.services.execute import MARK, Execution, execute, progress
 
 PAGES = Path(__file__).parent/"notebooks"
 ROOT = Path(__file__).parents[1]
-FINE = ("good", "imports_from_the_workbench", "leaves_grandchild", "prints_much", "hangs_at_exit", "hangs_after_last_cell")
+FINE = ("good", "imports_from_the_workbench", "leaves_grandchild", "prints_much", "hangs_at_exit", "hangs_after_last_cell",
+        "says_goodbye")
 FAULTS = ("raises", "refuses", "exits_zero", "quits", "os_exit", "hangs", "kills_its_parent", "stops_its_parent", "no_record",
           "torn_record", "empty_record", "tolerates_errors", "skips_a_cell", "shows_an_error", "prints_events")
 
@@ -124,6 +125,12 @@ def test_a_killed_kernel_is_found_in_every_cell_even_after_the_record(bench: Pat
 def test_what_ran_is_kept(runs: dict[str, Execution], bench: Path) -> None:
     for name in FINE + FAULTS: assert runs[name].notebook == str(bench/name/f"{name}.ipynb"), name
     for name in ("hangs", "stops_its_parent", "kills_its_parent"): assert "so far" in outputs(bench/name), name
+
+
+def test_a_page_has_its_own_farewell_and_sees_nothing_of_ours(runs: dict[str, Execution], bench: Path) -> None:
+    assert (bench/"says_goodbye"/"goodbye").read_text() == "and thank you"
+    house = {"In", "Out", "exit", "get_ipython", "open", "quit"} # IPython's own
+    assert set(json.loads((bench/"says_goodbye"/"record.json").read_text())["shown"]) - house == {"atexit", "folder", "json", "pathlib"}
 
 
 def test_no_process_outlives_its_run(runs: dict[str, Execution], bench: Path) -> None:

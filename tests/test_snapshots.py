@@ -1,4 +1,5 @@
 "Snapshots under random frames, flipped bits, missing files, full disks and other processes"
+import json
 import os
 import subprocess
 import sys
@@ -95,11 +96,11 @@ def test_a_late_label_writes_its_own_month_only(tmp_path):
     assert [a == b for a, b in zip(first.parts, second.parts, strict=True)] == [True, True, True, False]
 
 
-def test_each_of_300_flipped_bits_is_found(tmp_path):
+def test_each_of_1000_flipped_bits_is_found(tmp_path):
     store = Snapshots(tmp_path)
     kept = store.freeze(flights(60), "due")
     rng, targets = np.random.default_rng(1), sorted(p for p in tmp_path.rglob("*") if p.is_file())
-    for trial in range(300):
+    for trial in range(1000):
         path = targets[trial % len(targets)]
         data = path.read_bytes()
         i = int(rng.integers(len(data)))
@@ -133,9 +134,9 @@ def test_two_months_swapped_are_found(tmp_path):
     with pytest.raises(VerificationError): store.read(kept.digest)
 
 
-def elsewhere(code, folder):
+def elsewhere(code, folder, told=""):
     "What `code` prints in a process of its own, with another order of hashing"
-    done = subprocess.run([sys.executable, "-c", code, str(folder), str(Path(__file__).parent)], capture_output=True, text=True, check=True,
+    done = subprocess.run([sys.executable, "-c", code, str(folder), str(Path(__file__).parent)], input=told, capture_output=True, text=True, check=True,
                           env={**os.environ, "PYTHONHASHSEED": "7"})
     return done.stdout
 
@@ -154,27 +155,32 @@ def test_another_process_arrives_at_the_same_digest(tmp_path, store_of_flights):
 
 
 FULL_DISK = """
-import resource, sys
+import json, resource, sys
 sys.path.insert(0, sys.argv[2])
 from test_snapshots import flights
 from retrain_nb.records import RetrainError
 from retrain_nb.stores.snapshots import Snapshots
-resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
-frame = flights(4_000)
-small = (frame.due < "2013-02-01").cumsum() <= 20          # One month that fits, before those that do not
-try: Snapshots(sys.argv[1]).freeze(frame[small | (frame.due >= "2013-02-01")], "due")
-except RetrainError as e: print(e.exit_code, e)
+store, frame = Snapshots(sys.argv[1]), flights(4_000)
+sizes = json.loads(sys.stdin.read())                       # Of the files that the snapshot needs
+for room in sorted({n + d for n in sizes for d in (-1, 0)} | {0, 1}):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    try: print(json.dumps([room, store.freeze(frame, "due").digest, ""]))
+    except RetrainError as e: print(json.dumps([room, store.digests(), f"{e.exit_code} {e}"]))
 """
 
 
-def test_a_full_disk_leaves_no_manifest_and_older_snapshots_whole(tmp_path):
-    store = Snapshots(tmp_path)
-    kept = store.freeze(flights(50), "due")
-    said = elsewhere(FULL_DISK, tmp_path)
-    assert said.startswith("1 no room for ") and "Free some space" in said
-    assert store.digests() == [kept.digest]
+def test_a_disk_that_is_full_at_each_of_its_files_leaves_no_manifest_and_older_snapshots_whole(tmp_path):
+    store, spare = Snapshots(tmp_path/"store"), Snapshots(tmp_path/"spare")
+    wanted, kept = spare.freeze(flights(4_000), "due"), store.freeze(flights(50), "due")
+    sizes = [p.stat().st_size for p in (tmp_path/"spare").rglob("*") if p.is_file()]
+    assert len(sizes) == 5                                 # Four months and the manifest
+    said = [json.loads(line) for line in elsewhere(FULL_DISK, tmp_path/"store", json.dumps(sizes)).splitlines()]
+    for room, there, why in said[:-1]:                     # One step of the ladder after the other, ever more files are there
+        assert why.startswith("1 no room for ") and "Free some space" in why and there == [kept.digest], room
+    assert len(said) == 12 and said[-1] == [max(sizes), wanted.digest, ""]
     assert not [p for p in tmp_path.rglob("*.tmp")]
     assert len(store.read(kept.digest)) == 50
+    pd.testing.assert_frame_equal(store.read(wanted.digest), spare.read(wanted.digest))
 
 
 @pytest.mark.parametrize(("spoil", "says"), [

@@ -8,7 +8,7 @@ FAIL, 4 INSUFFICIENT, 5 access refused, 6 verification failed, 75 another cycle 
 
 # %% auto #0
 __all__ = ['Answer', 'COMMANDS', 'say', 'table', 'verdict_lines', 'init', 'broken', 'cycle', 'run', 'status', 'show', 'reproduce',
-           'journal', 'doctor', 'parser', 'main']
+           'journal', 'doctor', 'verify', 'checkpoint', 'export', 'key', 'rebuild', 'parser', 'main']
 
 # %% ../../nbs/faces/50_cli.ipynb #6af2272f
 import argparse
@@ -67,6 +67,20 @@ def _open(args:argparse.Namespace) -> Any:
     from retrain_nb.services.workbench import open_workbench
     return open_workbench(args.root or Path.cwd())
 
+# %% ../../nbs/faces/50_cli.ipynb #5e8f1c48
+def _not_now(args:argparse.Namespace) -> None:
+    "Refuse at once if somebody is at work in this workbench"
+    from retrain_nb.settings import find_root, load_settings
+    from retrain_nb.stores import turns
+    root, dead = find_root(args.root or Path.cwd()), []
+    w = load_settings(root).workbench
+    if (root/w.store).is_dir():
+        with turns.hold(root/w.store/"lock", look=True) as f: dead = f.read().split()
+    if not w.database: return # Nobody else can know of it
+    from retrain_nb.stores.database import open_database, reading
+    with reading(open_database(w.database)) as connection: row, now = turns.lease(connection, "work"), turns.clock(connection, datetime.now(UTC))
+    if turns.taken(row, now, dead): raise turns.refusal(row)
+
 # %% ../../nbs/faces/50_cli.ipynb #58550b89
 def _who() -> str:
     "The account that asks, for the record; not a proof of anything"
@@ -104,6 +118,7 @@ def cycle(
     args:argparse.Namespace # `now`
 ) -> Answer:
     "One turn of the loop"
+    _not_now(args)
     from retrain_nb.loop.cycle import cycle as turn
     from retrain_nb.windows import parse_time
     book = _open(args)
@@ -120,6 +135,7 @@ def run(
     args:argparse.Namespace # `page`, `parameters`, `now`
 ) -> Answer:
     "Execute one run notebook as a recorded run"
+    _not_now(args)
     from retrain_nb.loop.runs import mark_lost, plan, publish, run_page
     from retrain_nb.windows import parse_time
     book = _open(args)
@@ -225,9 +241,82 @@ def doctor(
     return done, text, 3 if ill else 0
 
 # %% ../../nbs/faces/50_cli.ipynb #743a334a
-COMMANDS = {"init": init, "cycle": cycle, "run": run, "status": status, "show": show, "reproduce": reproduce, "doctor": doctor}
+def verify(
+    args:argparse.Namespace # `dir`, `checkpoint`, `key`
+) -> Answer:
+    "Check the ledger and all it names"
+    from retrain_nb import auditor
+    from retrain_nb.loop import audit
+    from retrain_nb.settings import find_root
+    try: held = [Path(path).read_text("utf-8", "replace") for path in args.checkpoint]
+    except OSError as e: raise UsageError(f"the checkpoint {e.filename} cannot be read: {e.strerror}.", "Name a note, a report or a mail.") from e
+    folder = Path(args.dir) if args.dir else find_root(args.root or Path.cwd())
+    if not folder.is_dir(): raise UsageError(f"there is no folder {folder}.", "Name a workbench, or a copy of one.")
+    told = audit.verify(folder, held, args.key)
+    if not held: told["note"] = "no checkpoint was held against it: whoever has the key could have cut off its end, or signed another past"
+    return told, "\n".join([auditor.told_to_people(told), *([told["note"]] if "note" in told else [])]), auditor.EXIT_CODES[told["verdict"]]
 
 # %% ../../nbs/faces/50_cli.ipynb #9c97001b
+def checkpoint(
+    args:argparse.Namespace # `file`, `of`
+) -> Answer:
+    "The signed head of the ledger, for somebody to keep; or a proof that an entry is in it"
+    from retrain_nb.loop import custody
+    book = _open(args)
+    text = custody.proof(book, args.of) if args.of else custody.checkpoint(book)
+    if args.file and args.of: raise UsageError("a proof goes to the screen.", "Send it to a file with `>`.")
+    if args.file: custody.give(book, Path(args.file).resolve())
+    done = {"proof" if args.of else "checkpoint": text, "file": str(Path(args.file).resolve()) if args.file else ""}
+    beside = f"with {args.file}.sig, which `ssh-keygen -Y verify -f {args.file}.signers -I {book.signer.name} -n {custody.NAMESPACE} -s {args.file}.sig` checks" if args.file else ""
+    return done, "\n".join([text.rstrip("\n"), *([beside] if beside else [])]), 0
+
+# %% ../../nbs/faces/50_cli.ipynb #bf03f219
+def export(
+    args:argparse.Namespace # `dir`
+) -> Answer:
+    "Copy the ledger and all it names to a folder for an auditor: no key, no settings, no views"
+    from retrain_nb.loop import custody
+    done = custody.export(_open(args), Path(args.dir).resolve())
+    text = f"{done['entries']} entries, {done['artifacts']} artifacts and {done['snapshot_files']} snapshot files in {args.dir}"
+    return {**done, "folder": str(Path(args.dir).resolve())}, f"{text}\nto check: retrain-nb verify {args.dir}, or auditor.py from this package, which needs nothing else of it", 0
+
+# %% ../../nbs/faces/50_cli.ipynb #0a5a8957
+def key(
+    args:argparse.Namespace # `rotate`, `to`, `lost`, `leaked`
+) -> Answer:
+    "Which key signs the ledger; hand over to another one"
+    from retrain_nb.loop import custody
+    from retrain_nb.notes import fingerprint
+    from retrain_nb.stores import ledger
+    book, now = _open(args), datetime.now(UTC)
+    with book.lock():
+        did = "finished a handing over" if not args.lost and book.key_path.exists() and custody.finish(book) else ""
+        if args.lost: did = f"went on without the former key: {custody.replace_lost(book, now)}"
+        elif args.rotate or args.to or args.leaked:
+            did = f"handed over to {custody.hand_over(book, now, Path(args.to).expanduser().resolve() if args.to else None, 'leaked' if args.leaked else 'rotated')}"
+            if args.to: did += f"; now write `key = {args.to}` into section [ledger] of settings.ini"
+    past = [{"since": e.seq, "vkey": e.body["vkey"], "reason": e.body["reason"], "ssh": e.body["ssh"]} for e in book.ask(ledger.entries, kind="ledger.key")]
+    now_by = past[-1] if past else None
+    done = {"did": did, "path": str(book.key_path), "keys": past, "vkey": now_by["vkey"] if now_by else ""}
+    from retrain_nb.notes import parse_ssh_public
+    rows = [{"from entry": k["since"], "reason": k["reason"], "fingerprint": fingerprint(parse_ssh_public(k["ssh"])), "vkey": k["vkey"]} for k in past]
+    return done, "\n".join([*([did] if did else []), table(rows), f"private half: {book.key_path}"]), 0
+
+# %% ../../nbs/faces/50_cli.ipynb #34125e3c
+def rebuild(
+    args:argparse.Namespace # Nothing of its own
+) -> Answer:
+    "Make every view of the ledger again from its entries"
+    from retrain_nb.loop import audit
+    book = _open(args)
+    with book.lock(): count = audit.rebuild(book)
+    return {"entries": count}, f"made all views again from {count} entries", 0
+
+# %% ../../nbs/faces/50_cli.ipynb #9632a913
+COMMANDS = {"init": init, "cycle": cycle, "run": run, "status": status, "show": show, "reproduce": reproduce, "doctor": doctor,
+            "verify": verify, "checkpoint": checkpoint, "export": export, "key": key, "rebuild": rebuild}
+
+# %% ../../nbs/faces/50_cli.ipynb #502a4df5
 def parser() -> argparse.ArgumentParser:
     "All commands and their options"
     shared = argparse.ArgumentParser(add_help=False)
@@ -244,6 +333,16 @@ def parser() -> argparse.ArgumentParser:
     made["run"].add_argument("-p", dest="parameters", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a parameter of the page; may be repeated")
     made["reproduce"].add_argument("run", help="a run or a model, or its first digits; or `champion`, or `last`")
     made["show"].add_argument("id", help="of a run, model, snapshot or cycle, or its first digits; or `champion`, or `last`")
+    made["verify"].add_argument("dir", nargs="?", help="a workbench, its store, or a copy of either (default: this one)")
+    made["verify"].add_argument("--checkpoint", metavar="FILE", action="append", default=[], help="a note, report or mail with a checkpoint; may be repeated")
+    made["verify"].add_argument("--key", metavar="VKEY", action="append", default=[], help="a key that must have signed; may be repeated")
+    made["checkpoint"].add_argument("file", nargs="?", help="write it there, with an OpenSSH signature beside it")
+    made["checkpoint"].add_argument("--of", metavar="ENTRY", type=int, help="a proof that this entry is in the ledger")
+    made["export"].add_argument("dir", help="a new folder")
+    made["key"].add_argument("--rotate", action="store_true", help="make a new key, and hand over to it")
+    made["key"].add_argument("--to", metavar="PATH", help="hand over to this OpenSSH key")
+    made["key"].add_argument("--leaked", action="store_true", help="hand over because somebody else has the key")
+    made["key"].add_argument("--lost", action="store_true", help="go on with a new key, the former one being gone")
     return top
 
 # %% ../../nbs/faces/50_cli.ipynb #7ea9b0b6

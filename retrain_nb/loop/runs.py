@@ -250,7 +250,7 @@ def send_mirror(
     folder, t = book.reports/run["run"], book.settings.tracking
     left, recipe = _left(folder), json.loads(book.artifacts.get(run["recipe"])) if run["recipe"] else {}
     files = [{"name": f"{run['page']}-report", "kind": "report", "path": "report.html"}]
-    if run["model"]: files.append({"name": f"{book.settings.workbench.name}-model", "kind": "model", "path": str(book.artifacts.path(run["model"]))})
+    if run["model"]: files.append({"name": f"{book.settings.workbench.name}-model", "kind": "model", "path": str(book.artifacts.as_file(run["model"], folder))})
     hidden = book.contract.tagged("personal") + book.contract.tagged("forbidden")
     tracking.prepare(folder, tracking.describe(run, recipe, left.get("evaluation", {}), run["verdict"], decision, files, hidden))
     tracking.start_mirror(folder, book.store, t.mode, t.project, t.timeout_s)

@@ -29,7 +29,7 @@ class Signer:
     public:bytes        # Ed25519 public key, 32 bytes
     private:InitVar[Any]# The other half
     def __post_init__(self, private): object.__setattr__(self, "_private", private)
-    def sign(self, data:bytes) -> bytes: return self._private.sign(data) # 64 bytes
+    def sign(self, data:bytes) -> bytes: return self._private.sign(data) # type: ignore[attr-defined] # 64 bytes
     @property
     def vkey(self) -> str: return vkey(self.name, self.public) # For whoever checks notes
     @property

@@ -117,7 +117,7 @@ def _subtrees(
 ) -> Callable[[int, int], bytes]:     # From level and index to the hash
     "Hashes of complete subtrees"
     places = set(wanted)
-    rows = []
+    rows:list[Any] = []
     if low := [f"seq={i + 1}" for level, i in places if not level]:
         rows += connection.exec_driver_sql(f"SELECT 0, seq - 1, leaf FROM entries WHERE {' OR '.join(low)}").all()
     if high := [f"(level={level} AND idx={i})" for level, i in places if level]:

@@ -228,6 +228,18 @@ def freeze(self:Snapshots,
     write_once(self._manifest(digest_of(text)), text)
     return self.describe(digest_of(text))
 
+# %% ../../nbs/stores/20_snapshots.ipynb #e254ea32
+@patch
+def copy(self:Snapshots,
+    digest:str,   # Of a snapshot
+    to:Snapshots  # Another store
+) -> int:         # How many files it has, the manifest included
+    "Put a snapshot into another store"
+    parts = self.describe(digest).parts
+    for part in parts: write_once(to._file(part.sha256), read_checked(self._file(part.sha256), part.sha256))
+    write_once(to._manifest(digest), read_checked(self._manifest(digest), digest))
+    return len(parts) + 1
+
 # %% ../../nbs/stores/20_snapshots.ipynb #cc44e672
 def _table(
     data:bytes,             # A Parquet file, checked

@@ -1,0 +1,153 @@
+"Keys handed over, leaked, lost and interrupted; a witness that remembers; a checkpoint that other tools can check"
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from retrain_nb import auditor
+from retrain_nb.loop import custody
+from retrain_nb.loop.audit import verify
+from retrain_nb.notes import check_note, parse_tlog_proof
+from retrain_nb.records import UsageError, VerificationError
+from retrain_nb.services.workbench import furnish, open_workbench
+from retrain_nb.stores import keys, ledger
+
+NOW = datetime(2024, 6, 1, tzinfo=UTC)
+
+
+@pytest.fixture
+def book(tmp_path):
+    furnish(tmp_path/"book", "toy")
+    found = open_workbench(tmp_path/"book")
+    for i in range(5): note(found, i)
+    return found
+
+
+def note(book, i): return book.append("workbench.noted", f"note:{i}", {"text": f"number {i}"}, NOW)
+
+
+def with_witness(book, where): return replace(book, settings=book.settings.model_copy(update={"ledger": book.settings.ledger.model_copy(update={"witness": str(where)})}))
+
+
+def tamper(book, *statements): # As somebody would who owns the database
+    book.engine.dispose()
+    engine = sa.create_engine(f"sqlite:///{book.store}/ledger.db")
+    with engine.begin() as c:
+        for name in c.exec_driver_sql("SELECT name FROM sqlite_master WHERE type='trigger'").scalars().all(): c.exec_driver_sql(f"DROP TRIGGER {name}")
+        for text in statements: c.exec_driver_sql(text)
+    engine.dispose()
+
+
+def test_what_a_retired_key_signed_before_stays_valid_and_what_it_signs_later_is_found(book):
+    former = book.signer
+    copied = {end: (book.key_path.parent/f"ledger{end}").read_bytes() for end in ("", ".pub")}
+    custody.hand_over(book, NOW, reason="leaked")
+    note(book, 5)
+    assert verify(book.root)["verdict"] == "PASS"
+    assert [s["vkey"] for s in verify(book.root)["signed_by"]] == [former.vkey, book.signer.vkey]
+    for end, data in copied.items(): (book.key_path.parent/f"ledger{end}").write_bytes(data) # The thief has a copy
+    thief = open_workbench(book.root)
+    with pytest.raises(VerificationError, match="is another"): note(thief, 6)                # And our own code does not sign with it
+    with thief.engine.begin() as c:                                                         # So he writes with his own
+        ledger.append(c, "workbench.noted", "note:7", {"text": "his"}, "2024-06-01T00:00:00Z")
+        ledger.seal(c, thief.checkpoint)
+    found = verify(book.root)
+    assert found["verdict"] == "FAIL" and found["first_bad"]["damage"] == "retired key"
+
+
+def test_an_interrupted_handing_over_is_told_and_finished(book, monkeypatch):
+    monkeypatch.setattr(custody, "_move_in", lambda *_: None) # Power fails here
+    new = custody.hand_over(book, NOW)
+    monkeypatch.undo()
+    again = open_workbench(book.root)
+    with pytest.raises(VerificationError, match="retrain-nb key"): note(again, 6)
+    assert custody.finish(again) and again.signer.vkey == new
+    note(again, 6)
+    assert not custody.finish(again) and verify(book.root)["verdict"] == "PASS"
+
+
+def test_a_lost_key_is_replaced_and_trusted_only_by_name(book):
+    for path in book.key_path.parent.iterdir(): path.unlink()
+    lost = open_workbench(book.root)
+    with pytest.raises(UsageError, match="missing|no key|not there"): note(lost, 5)
+    new = custody.replace_lost(lost, NOW)
+    note(lost, 5)
+    assert verify(book.root)["first_bad"]["damage"] == "untrusted key"
+    assert verify(book.root, trusted=[new])["verdict"] == "PASS"
+
+
+def test_a_persons_own_openssh_key_signs_the_ledger(book, tmp_path):
+    own = tmp_path/"id_ed25519"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "ana@desk", "-f", str(own)], check=True)
+    custody.hand_over(book, NOW, to=own)
+    mine = replace(book, settings=book.settings.model_copy(update={"ledger": book.settings.ledger.model_copy(update={"key": str(own)})}))
+    note(mine, 5)
+    assert verify(book.root)["verdict"] == "PASS" and keys.load_key(own, mine.signer.name).vkey == verify(book.root)["signed_by"][-1]["vkey"]
+
+
+def test_ssh_keygen_checks_a_checkpoint_and_refuses_a_changed_one(book, tmp_path):
+    given = custody.give(book, tmp_path/"k.note")
+    words = ["ssh-keygen", "-Y", "verify", "-f", f"{given}.signers", "-I", book.signer.name, "-n", custody.NAMESPACE, "-s", f"{given}.sig"]
+    assert subprocess.run(words, input=given.read_bytes(), capture_output=True).returncode == 0
+    assert subprocess.run(words, input=given.read_bytes().replace(b"\n6\n", b"\n5\n"), capture_output=True).returncode != 0
+
+
+def test_each_entry_is_proved_by_an_auditor_who_has_nothing_else(book):
+    for entry in book.ask(ledger.entries):
+        index, path, signed = parse_tlog_proof(custody.proof(book, entry.seq))
+        point = custody.parse_checkpoint(check_note(signed, [book.signer.vkey])[0])
+        assert index == entry.seq - 1
+        assert custody.ledger.merkle.check_inclusion(bytes.fromhex(entry.leaf), index, point.size, path, point.root)
+    for seq in (0, 7, -1):
+        with pytest.raises(UsageError, match="no entry"): custody.proof(book, seq)
+
+
+@pytest.mark.parametrize("where", ["file", "git"])
+def test_a_witness_is_renewed_and_finds_a_truncated_and_signed_ledger(book, tmp_path, where):
+    if where == "git": subprocess.run(["git", "init", "-q", str(book.root)], check=True)
+    if where == "git": subprocess.run(["git", "-C", str(book.root), "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    watched = with_witness(book, "git" if where == "git" else tmp_path/"kept.note")
+    assert custody.testify(watched) == custody.testify(watched) == 6
+    note(watched, 5)
+    assert custody.testify(watched) == 7
+    held = custody.held(watched)
+    shutil.copytree(book.root, tmp_path/"before")
+    tamper(book, "DELETE FROM entries WHERE seq > 5", "DELETE FROM nodes WHERE level=1 AND idx > 1 OR level=2 AND idx > 0", "DELETE FROM heads WHERE size > 5")
+    forger = with_witness(open_workbench(book.root), watched.settings.ledger.witness)
+    for i in range(10, 14): note(forger, i)                         # With the key, the other past is signed
+    assert verify(book.root)["verdict"] == "PASS"                   # And nobody can tell
+    with pytest.raises(VerificationError, match="witness"): custody.testify(forger)
+    assert custody.held(forger) == held                             # The witness keeps what it had
+    found = verify(book.root, [held])
+    assert found["verdict"] == "FAIL" and found["first_bad"]["damage"] in ("truncated", "forked")
+    assert verify(tmp_path/"before", [held])["verdict"] == "PASS"
+
+
+def test_a_witness_that_cannot_be_reached_says_so(book, tmp_path):
+    with pytest.raises(Exception, match="git repository"): custody.testify(with_witness(book, "git"))
+    (tmp_path/"file").write_text("in the way")
+    with pytest.raises(Exception, match="in the way|cannot be a folder"): custody.testify(with_witness(book, tmp_path/"file"/"kept.note"))
+    (tmp_path/"odd.note").write_text("nothing signed here")
+    with pytest.raises(UsageError, match="checkpoint"): custody.testify(with_witness(book, tmp_path/"odd.note"))
+
+
+def test_nothing_is_signed_over_a_changed_past(book):
+    tamper(book, "UPDATE nodes SET hash='" + "0"*64 + "' WHERE level=2 AND idx=0")
+    with pytest.raises(VerificationError, match="not those that were signed"): note(open_workbench(book.root), 9)
+    tamper(book, "DELETE FROM heads")
+    with pytest.raises(VerificationError, match="heads of the ledger are gone"): note(open_workbench(book.root), 9)
+
+
+def test_an_export_passes_without_the_original_and_holds_no_private_key(book, tmp_path):
+    model = book.artifacts.put(b'{"booster": "tree"}', "model")
+    book.append("champion.set", "first", {"model": model, "run": "r", "decision": "bootstrap", "verdict": None, "by": "t", "reason": "t"}, NOW)
+    custody.export(book, tmp_path/"out")
+    shutil.rmtree(book.root)
+    assert auditor.audit(tmp_path/"out")["verdict"] == "PASS"
+    assert not [p for p in Path(tmp_path/"out").rglob("*") if p.is_file() and b"PRIVATE KEY" in p.read_bytes()]
+    (tmp_path/"out"/"artifacts"/model[:2]/model).write_bytes(b'{"booster": "free"}')
+    assert auditor.audit(tmp_path/"out")["first_bad"]["damage"] == "changed file"
