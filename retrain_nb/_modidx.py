@@ -173,6 +173,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'retrain_nb/loop/reproduce.py'),
                                            'retrain_nb.loop.reproduce._run_again': ( 'loop/reproduce.html#_run_again',
                                                                                      'retrain_nb/loop/reproduce.py'),
+                                           'retrain_nb.loop.reproduce._title': ( 'loop/reproduce.html#_title',
+                                                                                 'retrain_nb/loop/reproduce.py'),
                                            'retrain_nb.loop.reproduce.bare_page': ( 'loop/reproduce.html#bare_page',
                                                                                     'retrain_nb/loop/reproduce.py'),
                                            'retrain_nb.loop.reproduce.blame': ('loop/reproduce.html#blame', 'retrain_nb/loop/reproduce.py'),

@@ -80,6 +80,8 @@ def difference(
     if not by and plain(recorded) and plain(now): by = f"{now - recorded:+.6g}"
     return {"what": what, "field": field or what, "recorded": recorded, "now": now, "by": by}
 
+def _title(d:dict[str, Any]) -> str: return d["what"] if d["what"] == d["field"] else f"{d['what']} ({d['field']})"
+
 def in_order(
     found:list[dict[str, Any]] # Differences
 ) -> list[dict[str, Any]]:     # What causes others before what may be caused
@@ -153,7 +155,7 @@ def surroundings(
     packages, package = origin.environment(), origin.package_files(Path(str(files("retrain_nb"))))
     told = {"environment": (packages, json.loads(have.get("packages") or b"{}"), "environment"),
             "code": (package, json.loads(have.get("modules") or b"{}").get("package", {}), "package")}
-    unsaid = "what it was made of was not kept"
+    unsaid = "another digest; the run did not keep what it was made of"
     return [difference(what, recipe[what], digest(now), named({k: v[:12] for k, v in before.items()}, {k: v[:12] for k, v in now.items()}) if before else unsaid, field)
             for what, (now, before, field) in told.items() if digest(now) != recipe[what]]
 
@@ -349,10 +351,9 @@ def sentence(
     "The outcome in one sentence"
     if not differs: return f"REPRODUCED: {run} gave the same model, byte for byte, and {count} equal numbers and words."
     first = differs[0]
-    what = first["what"] if first["what"] == first["field"] else f"{first['what']} ({first['field']})"
     by = f": {first['by']}" if first["by"] else f": {first['recorded']} was recorded, {first['now']} was found"
     rest = f"; the model {'is the same, byte for byte' if same else 'differs'} and {odd or 'none'} of {count} values differ{'s' if odd == 1 else ''}" if count else "; the page did not run to its end"
-    return f"DIFFERS first in {what}{by}{rest}."
+    return f"DIFFERS first in {_title(first)}{by}{rest}."
 
 # %% ../../nbs/loop/46_reproduce.ipynb #deba4fec
 def reproduce(
@@ -367,7 +368,7 @@ def reproduce(
     recipe = json.loads(have["recipe"]) if have.get("recipe") else {}
     found += surroundings(recipe, have) if recipe else []
     notes = remarks(book, told, recipe)
-    for d in in_order(found): say(f"{d['what']} ({d['field']}) differs: {d['by']}")
+    for d in in_order(found): say(f"{_title(d)} differs: {d['by']}")
     for note in notes: say(note)
     damaged = [name for name, data in have.items() if data is None and name not in ("model", "recipe", "packages")]
     again = {} if damaged else _run_again(told, have, modules_of(book, have, notes), book.settings.run.timeout_minutes*60, found, say)
