@@ -11,6 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.history import history
+from bench.ledger import record
+from bench.rows import row
+from bench.verify import verify_many
+
 HERE = Path(__file__).parent
 PYTHON, CLI = sys.executable, str(Path(sys.executable).parent/"retrain-nb")
 NOW = "2013-06-01"
@@ -46,13 +51,6 @@ def starts() -> list[dict]:
     bare = median([PYTHON, "-c", "pass"])
     rows = [("import retrain_nb", [PYTHON, "-c", "import retrain_nb"], 0.15), ("retrain-nb --help", [CLI, "--help"], 0.5)]
     return [row(name, median(words), bare, "bare interpreter", limit_seconds=limit) for name, words, limit in rows]
-
-
-def row(name: str, seconds: float, floor: float, against: str, limit: float | None = None, limit_seconds: float | None = None, **more: Any) -> dict:
-    "One line of the table; `ok` is whether it keeps its limit"
-    ratio = seconds/floor
-    ok = (limit is None or ratio <= limit) and (limit_seconds is None or seconds <= limit_seconds)
-    return {"name": name, "seconds": round(seconds, 3), "floor": round(floor, 3), "ratio": round(ratio, 2), "against": against, "limit": limit, "limit_seconds": limit_seconds, "ok": ok, **more}
 
 
 def first_cycle(root: Path) -> dict:
@@ -119,15 +117,32 @@ def idle_cycle(root: Path) -> list[dict]:
             row("cycle, nothing new in the source (CPU)", second, read, "reading the source"), row("cycle, a month's worth of news (CPU)", first, read, "reading the source")]
 
 
-def main() -> None:
+def runs() -> list[dict]:
+    "What a cycle and a run cost, on the flights"
     root = Path(tempfile.mkdtemp(prefix="bench-"))
-    try:
-        rows = [*starts(), first_cycle(root), *recorded_run(root), *idle_cycle(root)]
+    try: return [first_cycle(root), *recorded_run(root), *idle_cycle(root)]
     finally: shutil.rmtree(root, ignore_errors=True)
-    for r in rows:
-        limit = f"limit {r['limit']}" if r["limit"] else f"limit {r['limit_seconds']} s" if r["limit_seconds"] else ""
-        more = f", peak {r['peak_mb']} MB of {r['peak_limit_mb']}" if "peak_mb" in r else ""
-        print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<44}{r['seconds']:>8.2f} s  {r['ratio']:>6.2f} x {r['against']:<20}{limit}{more}")
+
+
+def show(r: dict) -> None:
+    "One line for a person, as soon as it is known"
+    limit = f"limit {r['limit']}" if r["limit"] else f"limit {r['limit_seconds']} s" if r["limit_seconds"] else ""
+    more = f", peak {r['peak_mb']} MB of {r['peak_limit_mb']}" if "peak_mb" in r else ""
+    print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<58}{r['seconds']:>9.4f} s  {r['ratio']:>6.2f} x {r['against']:<24}{limit}{more}", flush=True)
+
+
+GROUPS = {"starts": starts, "runs": runs, "ledger": record, "history": history, "verify": verify_many}
+
+
+def main() -> None:
+    "All groups, or those that the command line names"
+    wanted = sys.argv[1:] or list(GROUPS)
+    if odd := set(wanted) - set(GROUPS): raise SystemExit(f"there is no group {', '.join(odd)}; there are {', '.join(GROUPS)}")
+    rows = []
+    for name in wanted:
+        for found in GROUPS[name]():
+            show(found)
+            rows.append(found)
     (HERE/"results.json").write_text(json.dumps(rows, indent=2))
 
 

@@ -11,6 +11,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from bench.rows import row
+
 LIMIT = 0.05 # Seconds
 START = datetime(2013, 1, 1, tzinfo=UTC)
 
@@ -55,8 +57,8 @@ def floor(path: Path, model: str) -> float:
     finally: connection.close()
 
 
-def history(row: Callable[..., dict[str, Any]], n: int = 10_000) -> list[dict[str, Any]]:
-    "A row of the table for each question; `row` makes it"
+def history(n: int = 10_000) -> list[dict[str, Any]]:
+    "A row of the table for each question"
     from retrain_nb.loop.history import lineage, live
     from retrain_nb.records import UsageError
     from retrain_nb.services.workbench import furnish, open_workbench
@@ -86,5 +88,4 @@ def history(row: Callable[..., dict[str, Any]], n: int = 10_000) -> list[dict[st
 
 
 if __name__ == "__main__":
-    from bench.__main__ import row
-    for r in history(row): print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<70}{1000*r['seconds']:>8.1f} ms  {r['ratio']:>8.1f} x {r['against']}")
+    for r in history(): print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<70}{1000*r['seconds']:>8.1f} ms  {r['ratio']:>8.1f} x {r['against']}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bench.__main__ import row
+from bench.rows import row
 from retrain_nb.auditor import Tree, audit, entry_bytes, head_text, leaf_hash
 from retrain_nb.notes import sign_note, ssh_public, vkey
 from retrain_nb.stores.database import open_database
