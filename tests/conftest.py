@@ -61,16 +61,21 @@ def new_database(request, tmp_path):
         yield lambda: f"sqlite:///{tmp_path}/{next(NUMBERS)}.db"
         return
     if os.environ.get(WITHOUT) == "1": pytest.skip(f"{WITHOUT}=1: PostgreSQL is left untested")
-    server = request.getfixturevalue("postgres_server").address
-    admin, made = sa.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT", pool_pre_ping=True), []
-    def make():
-        made.append(f"test_{next(NUMBERS)}")
-        with admin.connect() as c: c.exec_driver_sql(f"CREATE DATABASE {made[-1]}")
-        return server.format(made[-1])
+    server, name = request.getfixturevalue("postgres_server").address, f"test_{next(NUMBERS)}"
+    run_on(server.format("postgres"), f"CREATE DATABASE {name}") # Not dropped: that would take longer than the test, and the server goes anyway
+    def make(): # The first is the database itself, each further one a schema in it, which is as good as a database and made at once
+        n = next(numbers)
+        if n == 0: return server.format(name)
+        run_on(server.format(name), f"CREATE SCHEMA s{n}")
+        return f"{server.format(name)}&options=-c%20search_path%3Ds{n}"
+    numbers = count()
     yield make
-    with admin.connect() as c:
-        for name in made: c.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
+
+
+def run_on(url, statement):
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as c: c.exec_driver_sql(statement)
+    engine.dispose()
 
 
 @pytest.fixture
