@@ -34,7 +34,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..digest import canonical, digest, digest_code
-from ..durable import write_atomic
+from ..durable import write_atomic, write_once
 from ..notes import Checkpoint, checkpoint_text, sign_note
 from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json
 from ..settings import Settings, find_root, load_settings, policy
@@ -67,7 +67,9 @@ class Workbench:
     def signer(self) -> keys.Signer: # Loaded at the first entry: who only asks needs no key
         from retrain_nb.stores import ledger
         last, name = self.ask(ledger.last_head), re.sub(r"[\s+]+", "-", self.settings.workbench.name)
-        if not (last or self.settings.ledger.key or self.key_path.exists()): keys.make_key(self.key_path, f"ledger of {name}")
+        if not (last or self.settings.ledger.key or self.key_path.exists()):
+            write_once(self.key_path.with_name(".gitignore"), b"*\n") # `git add .` must not publish it
+            keys.make_key(self.key_path, f"ledger of {name}")
         return keys.load_key(self.key_path, last[1].partition("\n")[0] if last else f"retrain_nb/{name}")
     @property
     def key_path(self) -> Path: return self.root/Path(self.settings.ledger.key or self.store/"keys"/"ledger").expanduser()
