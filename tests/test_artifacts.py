@@ -61,13 +61,12 @@ def test_16_writers_of_one_artifact_leave_one_whole_file(tmp_path):
     data = b'{"x": "' + b"0"*200_000 + b'"}'
     with ThreadPoolExecutor(16) as pool: names = set(pool.map(lambda _: Artifacts(tmp_path).put(data, "record"), range(16)))
     assert names == {digest(data)}
-    assert every_file(tmp_path) == [f"{digest(data)[:2]}/{digest(data)}"]
+    assert every_file(tmp_path) == [digest(data)]
     assert Artifacts(tmp_path).get(digest(data)) == data
 
 
 def test_what_a_killed_writer_left_is_neither_listed_nor_in_the_way(tmp_path):
     store, name = Artifacts(tmp_path), digest(MODEL)
-    store.path(name).parent.mkdir()
     (store.path(name).parent/f".{name}.0123456789abcdef.tmp").write_bytes(MODEL[:5])
     assert store.digests() == []
     assert store.put(MODEL, "model") == name
@@ -101,15 +100,25 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_former_file_as_it_was(t
     assert Artifacts(tmp_path).get(kept) == MODEL
 
 
+def test_a_store_that_a_former_version_spread_over_folders_is_read_where_it_is(tmp_path):
+    store, name = Artifacts(tmp_path), digest(MODEL)
+    write_once(tmp_path/name[:2]/name, MODEL)
+    assert (store.get(name), store.size(name), store.digests(), store.has(name)) == (MODEL, len(MODEL), [name], True)
+    assert store.put(MODEL, "model") == name and every_file(tmp_path) == [f"{name[:2]}/{name}"] # Not twice
+    other = store.put(b"{}", "record")
+    assert store.digests() == sorted([name, other]) and every_file(tmp_path) == sorted([f"{name[:2]}/{name}", other])
+    assert store.remove(name) and not store.has(name) and store.digests() == [other]
+
+
 def test_without_nameless_files_the_bytes_wait_beside_the_target(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "O_TMPFILE")                   # As on other systems; network file systems refuse it in the same words
     store = Artifacts(tmp_path)
     name = store.put(MODEL, "model")
-    assert store.get(name) == MODEL and every_file(tmp_path) == [f"{name[:2]}/{name}"]
+    assert store.get(name) == MODEL and every_file(tmp_path) == [name]
     store.path(name).write_bytes(b"damaged")
     with pytest.raises(VerificationError): store.put(MODEL, "model")
     with ThreadPoolExecutor(8) as pool: assert set(pool.map(lambda _: Artifacts(tmp_path).put(b"{}", "record"), range(8))) == {digest(b"{}")}
-    assert every_file(tmp_path) == sorted([f"{name[:2]}/{name}", f"{digest(b'{}')[:2]}/{digest(b'{}')}"])
+    assert every_file(tmp_path) == sorted([name, digest(b"{}")])
 
 
 KILLED = """
@@ -139,7 +148,7 @@ def test_a_writer_killed_at_each_of_its_calls_leaves_the_artifact_whole_or_not_a
                 there += 1
                 assert store.get(digest(data)) == data     # And a put later finds it
             assert store.put(data, "record") == digest(data)
-            assert every_file(tmp_path) == sorted(f"{n[:2]}/{n}" for n in store.digests()) # Nothing else was left
+            assert every_file(tmp_path) == store.digests() # Nothing else was left
     print(f"{trials} kills: the artifact was there after {there}")
     assert trials >= 8 and 0 < there < trials
 

@@ -20,7 +20,7 @@ from typing import Any
 from fastcore.basics import patch
 
 from ..digest import digest as digest_of
-from ..durable import DIGEST, RESTORE, check_bytes, make_folders, read_checked, remove_file, safe_digest, write_atomic, write_once
+from ..durable import DIGEST, RESTORE, check_bytes, read_checked, remove_file, safe_digest, write_atomic, write_once
 from ..records import RetrainError, UsageError, VerificationError
 
 # %% ../../nbs/stores/21_artifacts.ipynb #da75da43
@@ -45,20 +45,20 @@ def check_format(
 class _Folder:
     "Files below `root`, on a disk of this machine"
     def __init__(self, root:Path): self.root = Path(root)
-    def locate(self, digest:str) -> Path: return self.root/safe_digest(digest)[:2]/digest
     def read(self, digest:str) -> bytes: return read_checked(self.locate(digest), digest)
+    def keep(self, digest:str, data:bytes) -> None: write_once(self.locate(digest), data)
     def remove(self, digest:str) -> bool: return remove_file(self.locate(digest))
 
-    def keep(self, digest:str, data:bytes) -> None:
-        if not (self.root/"ff").is_dir(): make_folders(self.root/f"{i:02x}" for i in range(256))
-        write_once(self.locate(digest), data)
+    def locate(self, digest:str) -> Path:
+        former = self.root/safe_digest(digest)[:2]/digest
+        return former if former.exists() else self.root/digest
 
     def size(self, digest:str) -> int|None:
         path = self.locate(digest)
         return path.stat().st_size if path.is_file() else None
 
     def names(self) -> list[str]:
-        return sorted(p.name for p in self.root.glob("??/*") if DIGEST.fullmatch(p.name) and p == self.locate(p.name))
+        return sorted(p.name for p in (*self.root.glob("*"), *self.root.glob("??/*")) if DIGEST.fullmatch(p.name) and p == self.locate(p.name))
 
 # %% ../../nbs/stores/21_artifacts.ipynb #7bca4281
 @contextmanager
@@ -91,8 +91,8 @@ def _checked_url(
 class _Objects:
     "Objects below `url`, in any object store that fsspec speaks to"
     def __init__(self, url:str, options:dict[str, Any]): self.url, self.options = _checked_url(url), options
-    def locate(self, digest:str) -> str: return f"{self.url}/{safe_digest(digest)[:2]}/{digest}"
-    def _key(self, digest:str) -> str: return f"{self._at[1]}/{safe_digest(digest)[:2]}/{digest}"
+    def locate(self, digest:str) -> str: return f"{self.url}/{safe_digest(digest)}"
+    def _key(self, digest:str) -> str: return f"{self._at[1]}/{safe_digest(digest)}"
 
     @cached_property
     def _at(self) -> tuple[Any, str]: # The file system, and where on it we begin
