@@ -18,7 +18,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from ..durable import make_folders, write_atomic, write_once
+from ..durable import write_atomic, write_once
 from ..mentions import names
 from ..notes import check_note, find_checkpoint, parse_checkpoint, ssh_signature, tlog_proof
 from ..records import RetrainError, UsageError, VerificationError
@@ -72,7 +72,7 @@ def export(
     if folder.exists() and any(folder.iterdir()): raise UsageError(f"{folder} is not empty.", "Name a new folder.")
     with reading(book.engine) as connection:
         rows = {t: [row._asdict() for row in connection.execute(sa.select(t))] for t in (ledger.table, ledger.nodes, ledger.heads)}
-    make_folders([folder])
+    folder.mkdir(parents=True, exist_ok=True)
     engine = open_database(f"sqlite:///{folder/'ledger.db'}")
     with engine.begin() as connection:
         for table, those in rows.items(): connection.execute(table.insert(), those)
