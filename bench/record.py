@@ -82,4 +82,5 @@ def snapshot_check(times: int = 15) -> list[dict]:
 
 
 if __name__ == "__main__":
-    for r in [*artifact_put(), *snapshot_check()]: print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<44}{1000*r['seconds']:>9.2f} ms{r['ratio']:>6.2f} x {r['against']:<24}limit {r['limit']}")
+    from bench.__main__ import show
+    for found in [*artifact_put(), *snapshot_check()]: show(found)

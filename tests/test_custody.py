@@ -151,3 +151,20 @@ def test_an_export_passes_without_the_original_and_holds_no_private_key(book, tm
     assert not [p for p in Path(tmp_path/"out").rglob("*") if p.is_file() and b"PRIVATE KEY" in p.read_bytes()]
     (tmp_path/"out"/"artifacts"/model[:2]/model).write_bytes(b'{"booster": "free"}')
     assert auditor.audit(tmp_path/"out")["first_bad"]["damage"] == "changed file"
+
+
+def test_a_ledger_of_the_first_format_is_adopted_once_and_its_entries_stay_as_they_were(tmp_path):
+    root = tmp_path/"old"
+    furnish(root, "toy")
+    shutil.copytree(Path(__file__).parent/"fixtures"/"format1", root/".retrain")
+    assert verify(root)["verdict"] == "INSUFFICIENT"                         # Sound, and signed by nobody
+    before = auditor.audit(root)["entries"]
+    book = open_workbench(root)
+    told = book.ask(ledger.entries)
+    assert len(told) == before and book.ask(ledger.last_head) is None        # Looking signs nothing
+    note(book, 1)
+    after = book.ask(ledger.entries)
+    assert after[:before] == told and [e.kind for e in after[before:]] == ["ledger.key", "workbench.noted"]
+    assert verify(root)["verdict"] == "PASS"
+    tamper(book, "DELETE FROM heads", "DELETE FROM nodes", f"DELETE FROM entries WHERE seq > {before}", "UPDATE entries SET body='{}' WHERE seq=2")
+    assert verify(root)["first_bad"]["seq"] == 2

@@ -30,10 +30,12 @@ def changed_views(
 ) -> list[tuple[int|None, str]]: # The last entry that had to do with the row, and what is wrong with it
     "Rows of the catalog that the ledger does not give"
     memory, found = sa.create_engine("sqlite://"), []
-    with memory.begin() as other:
-        catalog.rebuild(other, ledger.entries(connection))
-        wanted = catalog.dump(other)
-    memory.dispose()
+    try:
+        with memory.begin() as other:
+            catalog.rebuild(other, ledger.entries(connection))
+            wanted = catalog.dump(other)
+    except Exception as e: return [(None, f"The views cannot be made again: {e}")] # Whatever a forged entry may do to it
+    finally: memory.dispose()
     for name, rows in catalog.dump(connection).items():
         key = catalog.metadata.tables[name].primary_key.columns.keys()
         left, right = ({tuple(row[k] for k in key): row for row in those} for those in (rows, wanted[name]))
