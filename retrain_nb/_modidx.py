@@ -56,6 +56,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'retrain_nb.auditor.read_key': ('auditor.html#read_key', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor.read_table': ('auditor.html#read_table', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor.reign_at': ('auditor.html#reign_at', 'retrain_nb/auditor.py'),
+                                    'retrain_nb.auditor.shelf': ('auditor.html#shelf', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor.split_note': ('auditor.html#split_note', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor.told_to_people': ('auditor.html#told_to_people', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor.verdict_on': ('auditor.html#verdict_on', 'retrain_nb/auditor.py')},

@@ -12,7 +12,7 @@ __all__ = ['KEEP', 'ASK', 'DAMAGE', 'ARTIFACTS', 'FIELDS', 'HEX', 'MANY', 'STATE
            'COLUMNS', 'SCHEMAS', 'EXIT_CODES', 'Finding', 'AuditError', 'entry_bytes', 'leaf_hash', 'Tree', 'Key',
            'parse_vkey', 'split_note', 'is_signed', 'parse_canonical', 'parse_row', 'named_in', 'Ledger',
            'read_entries', 'Reign', 'read_key', 'reign_at', 'check_keys', 'head_text', 'head_fault', 'check_heads',
-           'find_checkpoints', 'read_held', 'check_held', 'check_ledger', 'check_file', 'check_files', 'pae',
+           'find_checkpoints', 'read_held', 'check_held', 'check_ledger', 'check_file', 'shelf', 'check_files', 'pae',
            'provenance_fault', 'check_provenance', 'first_bad', 'verdict_on', 'find_store', 'open_copy', 'read_table',
            'newer_schema', 'damage_of', 'read_database', 'audit', 'told_to_people', 'main']
 
@@ -544,6 +544,11 @@ def check_file(
     return None
 
 # %% ../nbs/07_auditor.ipynb #d3e215fe
+def shelf(store:Path, digest:str) -> Path:
+    "Where an artifact lies: in one folder, or spread over 256 as the first format had it"
+    former = store/"artifacts"/digest[:2]/digest
+    return former if former.exists() else store/"artifacts"/digest
+
 def check_files(
     ledger:Ledger, # As `check_ledger` gives it
     store:Path     # The folder that holds `artifacts` and `snapshots`
@@ -554,7 +559,7 @@ def check_files(
         place = "artifact" if name in ARTIFACTS else "snapshot"
         if place + digest in seen: continue
         seen.add(place + digest)
-        if place == "artifact": check_file(ledger, store/"artifacts"/digest[:2]/digest, seq, digest, name)
+        if place == "artifact": check_file(ledger, shelf(store, digest), seq, digest, name)
         else: _check_parts(ledger, store/"snapshots", seq, digest, seen)
 
 def _check_parts(ledger:Ledger, store:Path, seq:int, digest:str, seen:set[str]) -> None:
@@ -601,7 +606,7 @@ def check_provenance(
     "Hold every provenance that an entry names against its model and the key in force"
     ledger.checked["provenance"] = len(ledger.claims)
     for seq, digest, model in ledger.claims:
-        try: data = (store/"artifacts"/digest[:2]/digest).read_bytes()
+        try: data = shelf(store, digest).read_bytes()
         except OSError: continue # `check_files` has said so
         reign = reign_at(ledger.reigns, seq)
         fault = provenance_fault(data, model, reign.key) if reign else "is older than the ledger's first key"

@@ -595,7 +595,7 @@ def test_notes_and_envelopes_of_the_house_pass_and_any_changed_byte_of_a_provena
     statement = {"_type": auditor.STATEMENT, "predicateType": auditor.SLSA, "predicate": {}, "subject": [{"name": "model", "digest": {"sha256": model}}]}
 
     def keep(data):
-        path = tmp_path/"artifacts"/hashlib.sha256(data).hexdigest()[:2]/hashlib.sha256(data).hexdigest()
+        path = tmp_path/"artifacts"/hashlib.sha256(data).hexdigest()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         return path.name

@@ -52,7 +52,7 @@ def parcels(made, tmp_path):
     return Path(shutil.copytree(made, tmp_path/"parcels"))
 
 
-def shelf(root, name): return root/".retrain"/"artifacts"/name[:2]/name
+def shelf(root, name): return root/".retrain"/"artifacts"/name
 
 
 def put(root, data): # -> the digest under which `data` now lies in the store

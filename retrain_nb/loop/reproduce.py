@@ -203,7 +203,7 @@ def unpack(
     laid = {folder/"settings.ini": settings_text(kept["policy"]).encode(), folder/"contract.toml": kept["contract"].encode(), page: bare_page(have["notebook"])}
     laid |= {folder/module_path(name): text.encode() for name, text in modules.items()}
     laid |= {store/"snapshots"/name: data for name, data in (have.get("parts") or {}).items()}
-    laid |= {store/"artifacts"/given[name][:2]/given[name]: have[name] for name in ("settings", "champion") if given.get(name)}
+    laid |= {store/"artifacts"/given[name]: have[name] for name in ("settings", "champion") if given.get(name)}
     for path, data in laid.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
@@ -295,7 +295,7 @@ def _run_again(
             found.append(difference(blame(done.cause), "ok", done.state, done.cause, "run"))
             return {}
         record = json.loads((out/"record.json").read_bytes())
-        model = root/".retrain"/"artifacts"/record["model"][:2]/record["model"] if record.get("model") else None
+        model = root/".retrain"/"artifacts"/record["model"] if record.get("model") else None
         return {**record, "model_bytes": model.read_bytes() if model else b""}
 
 # %% ../../nbs/loop/46_reproduce.ipynb #aa36e762
