@@ -675,6 +675,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'retrain_nb.settings.FeaturesSection': ('settings.html#featuressection', 'retrain_nb/settings.py'),
                                      'retrain_nb.settings.GatesSection': ('settings.html#gatessection', 'retrain_nb/settings.py'),
                                      'retrain_nb.settings.LedgerSection': ('settings.html#ledgersection', 'retrain_nb/settings.py'),
+                                     'retrain_nb.settings.LineageSection': ('settings.html#lineagesection', 'retrain_nb/settings.py'),
                                      'retrain_nb.settings.RunSection': ('settings.html#runsection', 'retrain_nb/settings.py'),
                                      'retrain_nb.settings.Section': ('settings.html#section', 'retrain_nb/settings.py'),
                                      'retrain_nb.settings.Settings': ('settings.html#settings', 'retrain_nb/settings.py'),
