@@ -20,6 +20,7 @@ Modules:
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.openlineage`: What may a catalog of other people's hear of a run?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
