@@ -11,6 +11,7 @@ Modules:
 - `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
 - `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
+- `retrain_nb.loop.deliver`: Who has to hear of what happened, and has not heard it yet?
 - `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?

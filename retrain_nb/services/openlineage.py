@@ -207,11 +207,12 @@ ENDPOINT, LOOPBACK = "/api/v1/lineage", ("localhost", "127.0.0.1", "::1") # Wher
 def _status(request:Any, seconds:float) -> int:
     "The status that a server answers with; it is not read further, and never followed elsewhere"
     from urllib.error import HTTPError
-    from urllib.request import HTTPRedirectHandler, build_opener
+    from urllib.request import HTTPRedirectHandler, ProxyHandler, build_opener
     class Stay(HTTPRedirectHandler):
         def redirect_request(self, *_:Any) -> None: return None
+    proxies = [ProxyHandler({})] if urlsplit(request.full_url).hostname in LOOPBACK else [] # Elsewhere those of the environment
     try:
-        with build_opener(Stay).open(request, timeout=seconds) as answer: return answer.status
+        with build_opener(Stay, *proxies).open(request, timeout=seconds) as answer: return answer.status
     except HTTPError as e:
         e.close()
         return e.code
