@@ -9,7 +9,7 @@ and the nearest known name. A folder with a `settings.ini` is a workbench, found
 # %% auto #0
 __all__ = ['Pairs', 'Entry', 'POLICY', 'Section', 'WorkbenchSection', 'SourceSection', 'FeaturesSection', 'WindowSection',
            'TrainerSection', 'GatesSection', 'ChampionSection', 'RunSection', 'LedgerSection', 'TrackingSection',
-           'Settings', 'parse_settings', 'find_root', 'load_settings', 'policy']
+           'LineageSection', 'Settings', 'parse_settings', 'find_root', 'load_settings', 'policy']
 
 # %% ../nbs/03_settings.ipynb #e57afe2e
 import configparser
@@ -109,6 +109,12 @@ class TrackingSection(Section):
     project:str = "retrain_nb"
     timeout_s:float = Field(120, gt=0)       # The mirror process ends itself after this long
 
+class LineageSection(Section):
+    "[lineage]: who hears of runs, as OpenLineage events"
+    mode:Literal["file", "off"] = "file"     # `file`: one file for each event; `off`: nobody hears of anything
+    url:str = Field("", repr=False, pattern=r"^(https?://[^\s@/?#]+(/[^\s?#]*)?)?$", description="an address such as `https://marquez.example/api/v1/lineage`, without user, password or `?`") # Sent there besides; empty sends nothing
+    token_env:str = Field("", repr=False, pattern=r"^([A-Z][A-Z0-9_]*)?$", description="the name of an environment variable, in capitals") # Holds the bearer token; empty sends none
+
 # %% ../nbs/03_settings.ipynb #b4bef354
 class Settings(Section):
     "All of `settings.ini`"
@@ -122,6 +128,7 @@ class Settings(Section):
     run:RunSection = RunSection()
     ledger:LedgerSection = LedgerSection()
     tracking:TrackingSection = TrackingSection()
+    lineage:LineageSection = LineageSection()
     @model_validator(mode="after")
     def _columns_differ(self):
         names = [self.source.key, self.source.time, self.source.label, self.source.label_time]
@@ -147,7 +154,8 @@ def _finding(error:Any) -> str:
     found = "" if isinstance(error["input"], dict | BaseModel) else f" found `{error['input']}`;"
     wanted = error["msg"].removeprefix("Value error, ")
     if error["type"] == "string_pattern_mismatch": # A pattern is for machines; its field says the same for people
-        wanted = f"accepted is {Settings.model_fields[loc[0]].annotation.model_fields[loc[1]].description}" # type: ignore[union-attr]
+        field = Settings.model_fields[loc[0]].annotation.model_fields[loc[1]] # type: ignore[union-attr]
+        wanted, found = f"accepted is {field.description}", found if field.repr else "" # What may be a secret is not repeated
     return f"{where}:{found} {wanted}"
 
 # %% ../nbs/03_settings.ipynb #8173b74b

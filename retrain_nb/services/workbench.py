@@ -80,7 +80,7 @@ class Workbench:
     @property
     def mirrors(self) -> Path: return self.root/"mirrors" # What others are told; never evidence, and made again at will
     @property
-    def written(self) -> tuple[str, str]: return self.settings.workbench.store, self.settings.workbench.reports # Ours: never the user's changes
+    def written(self) -> tuple[str, ...]: return self.settings.workbench.store, self.settings.workbench.reports, self.mirrors.name # Ours: never the user's changes
     @property
     def contract(self) -> Contract: return parse_contract(self.contract_text)
     def __repr__(self) -> str: return f"<Workbench {self.settings.workbench.name}>"
