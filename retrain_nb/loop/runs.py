@@ -25,6 +25,7 @@ from ..digest import canonical, digest, short
 from ..durable import write_atomic
 from ..records import DataError, Recipe, UsageError, as_json
 from . import custody
+from .deliver import deliver
 from ..services import profile, provenance, render, tracking
 from ..services.execute import Execution, execute, progress
 from ..services.workbench import Workbench
@@ -231,6 +232,7 @@ def tell_others(
 ) -> None:
     "Bring up to date what lies outside of the store"
     _try("checkpoint for the witness", lambda: custody.testify(book), say)
+    _try("lineage", lambda: deliver(book, say), say)
 
 # %% ../../nbs/loop/42_runs.ipynb #f1dd67ec
 def profile_snapshot(
