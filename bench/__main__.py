@@ -84,8 +84,9 @@ def tree_mb(pid: int) -> float:
 def recorded_run(root: Path, times: int = 5) -> list[dict]:
     """A recorded run against the plain script that does the same reading, training and evaluating.
 
-    The script runs as anybody would run it. On a machine with other work LightGBM's threads then burn their cores while they
-    wait for each other, ten times over; a recorded run has them sleep, and the second row gives the script the same."""
+    The script runs as anybody would run it. On a machine with other work the threads of LightGBM and numpy then burn their cores
+    while they wait for each other, ten times over; a recorded run has them sleep, and the second row gives the script the same."""
+    from retrain_nb.services.execute import CALM
     quiet(root)
     status = json.loads(spend([CLI, "status", "--root", str(root), "--json"])["out"])
     shown = json.loads(spend([CLI, "show", status["champion"]["run"], "--root", str(root), "--json"])["out"])
@@ -98,13 +99,13 @@ def recorded_run(root: Path, times: int = 5) -> list[dict]:
         recipe = {**record["recipe"], "params": {**record["recipe"]["params"], "seed": 100 + seed}}
         script = [PYTHON, str(HERE/"plain.py"), str(store), snapshot, json.dumps(recipe), json.dumps(columns)]
         plain.append(spend(script)["cpu"])
-        calm.append(spend(script, GOMP_SPINCOUNT="1000")["cpu"])
+        calm.append(spend(script, **CALM)["cpu"])
         done = spend([CLI, "run", "retrain", "--now", NOW, "-p", "snapshot", snapshot, "-p", "seed", str(100 + seed), "--root", str(root), "--json"])
         kernel.append(json.loads(done["out"])["kernel_start_cpu_seconds"])
         recorded.append(done["cpu"] - kernel[-1])
     took = statistics.median(recorded[1:])
     return [row("recorded run, kernel start excluded (CPU)", took, statistics.median(plain[1:]), "plain script", limit=1.35),
-            row("  the same (CPU)", took, statistics.median(calm[1:]), "plain script, GOMP_SPINCOUNT=1000 too"),
+            row("  the same (CPU)", took, statistics.median(calm[1:]), "plain script, as calm"),
             row("  kernel start (CPU)", statistics.median(kernel[1:]), statistics.median(plain[1:]), "plain script")]
 
 
