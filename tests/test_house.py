@@ -185,6 +185,7 @@ def test_importing_the_package_or_its_command_line_loads_no_heavy_library(tmp_pa
     light = ["retrain_nb", "retrain_nb.faces.cli"] + [f"retrain_nb.{room}" for room in sources() if "." not in room]
     loaded = {name: HEAVY & set(import_alone(name, tmp_path)["loaded"]) for name in light}
     assert loaded == {name: set() for name in light}
+    assert HEAVY & set(import_alone("retrain_nb.loop.runs", tmp_path)["loaded"]) <= {"sqlalchemy"} # A run starts from the ledger alone
     assert "numpy" in import_alone("numpy", tmp_path)["loaded"]
 
 

@@ -13,13 +13,14 @@ __all__ = ['PLAIN', 'FeatureView', 'view_digest', 'fit_encoding', 'encode', 'uns
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..digest import digest, digest_code
 from ..records import DataError, SettingsError
+
+if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
+    import numpy as np
+    import pandas as pd
 
 # %% ../../nbs/stages/11_features.ipynb #0343813c
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class FeatureView:
     name:str                    # Shown in reports, recorded with the model
     numeric:tuple[str, ...]     # Columns of numbers or flags
     categorical:tuple[str, ...] # Columns of names: text, or whole numbers that stand for something
-    derive:Callable[[pd.DataFrame], pd.DataFrame]|None = None # Adds columns, each row from itself alone
+    derive:"Callable[[pd.DataFrame], pd.DataFrame]|None" = None # Adds columns, each row from itself alone
     def __post_init__(self):
         for field in ("numeric", "categorical"):
             if isinstance(names := getattr(self, field), str):
@@ -53,10 +54,11 @@ def view_digest(
 
 # %% ../../nbs/stages/11_features.ipynb #0809fe98
 def _derived(
-    view:FeatureView,   # Any
-    frame:pd.DataFrame  # As it came
-) -> pd.DataFrame:      # With all columns of the view, same rows
+    view:FeatureView,    # Any
+    frame:"pd.DataFrame" # As it came
+) -> "pd.DataFrame":     # With all columns of the view, same rows
     "`frame` with what `derive` adds; a missing column is refused by name"
+    import pandas as pd
     rows = frame if view.derive is None else view.derive(frame.copy(deep=False))
     if not isinstance(rows, pd.DataFrame) or not rows.index.equals(frame.index):
         raise DataError(f"`derive` of view `{view.name}` did not give back the rows it was given.",
@@ -73,10 +75,12 @@ PLAIN = ("integer", "floating", "mixed-integer-float", "boolean", "empty") # Wha
 
 # %% ../../nbs/stages/11_features.ipynb #4be57dc4
 def _numbers(
-    column:pd.Series, # (n,) as it came
-    view:FeatureView  # Named in errors
-) -> np.ndarray:      # float64 (n,), missing as NaN
+    column:"pd.Series", # (n,) as it came
+    view:FeatureView    # Named in errors
+) -> "np.ndarray":      # float64 (n,), missing as NaN
     "`column` as numbers; text, times and categories are refused"
+    import numpy as np
+    import pandas as pd
     kind = column.dtype
     loose = kind == object and pd.api.types.infer_dtype(column, skipna=True) in PLAIN
     if not loose and (not pd.api.types.is_numeric_dtype(kind) or pd.api.types.is_complex_dtype(kind)):
@@ -87,16 +91,18 @@ def _numbers(
 # %% ../../nbs/stages/11_features.ipynb #caca2415
 def _text(level:Any) -> str|None:
     "`level` as the text of a category, or None if it cannot be one"
+    import numpy as np
     if isinstance(level, str): return level
     if isinstance(level, bool | np.bool_) or not isinstance(level, int | float | np.integer | np.floating): return None
     return str(int(level)) if float(level).is_integer() else None
 
 # %% ../../nbs/stages/11_features.ipynb #92b66c94
 def _levels(
-    column:pd.Series, # (n,) as it came
-    view:FeatureView  # Named in errors
-) -> tuple[np.ndarray, list[str]]: # (n,) positions in the list, -1 where missing; distinct texts
+    column:"pd.Series",              # (n,) as it came
+    view:FeatureView                 # Named in errors
+) -> "tuple[np.ndarray, list[str]]": # (n,) positions in the list, -1 where missing; distinct texts
     "`column` as codes and the texts they stand for"
+    import pandas as pd
     if isinstance(column.dtype, pd.CategoricalDtype): codes, levels = column.cat.codes.to_numpy(), column.cat.categories
     else: codes, levels = pd.factorize(column)
     texts = [_text(level) for level in levels]
@@ -107,10 +113,11 @@ def _levels(
 
 # %% ../../nbs/stages/11_features.ipynb #4b00012c
 def fit_encoding(
-    view:FeatureView,   # Any
-    frame:pd.DataFrame  # Training rows, and no others
-) -> dict[str, Any]:    # JSON values; all that is needed to encode rows for a model trained on `frame`
+    view:FeatureView,    # Any
+    frame:"pd.DataFrame" # Training rows, and no others
+) -> dict[str, Any]:     # JSON values; all that is needed to encode rows for a model trained on `frame`
     "Learn the categories of `view` from training rows, once and for all"
+    import numpy as np
     if not len(frame):
         raise DataError(f"there are no training rows for view `{view.name}`.", "Widen the training window, or wait for labels.")
     rows, known = _derived(view, frame), {}
@@ -127,11 +134,13 @@ def fit_encoding(
 
 # %% ../../nbs/stages/11_features.ipynb #5e2c02b4
 def _encoded(
-    view:FeatureView,         # Any
-    encoding:dict[str, Any],  # What `fit_encoding` gave
-    rows:pd.DataFrame         # With all columns of the view
-) -> pd.DataFrame:
+    view:FeatureView,        # Any
+    encoding:dict[str, Any], # What `fit_encoding` gave
+    rows:"pd.DataFrame"      # With all columns of the view
+) -> "pd.DataFrame":
     "The columns of `view`, encoded"
+    import numpy as np
+    import pandas as pd
     columns:dict[str, Any] = {name: _numbers(rows[name], view) for name in view.numeric}
     for name in view.categorical:
         codes, texts = _levels(rows[name], view)
@@ -145,8 +154,8 @@ def _encoded(
 def encode(
     view:FeatureView,        # The view that the encoding was learned for
     encoding:dict[str, Any], # What `fit_encoding` gave, also after a trip through JSON
-    frame:pd.DataFrame       # Rows to encode, one or many
-) -> pd.DataFrame:           # Exactly `view.columns`: float64, and `category` with the frozen categories; same index
+    frame:"pd.DataFrame"     # Rows to encode, one or many
+) -> "pd.DataFrame":         # Exactly `view.columns`: float64, and `category` with the frozen categories; same index
     "The columns that a model sees; unseen and missing values become missing"
     if (encoding["view"], encoding["numeric"], encoding["categorical"]) != (view.name, list(view.numeric), list(view.categorical)):
         raise DataError(f"this encoding is for view `{encoding['view']}` with {', '.join(encoding['numeric'] + encoding['categorical'])}, "
@@ -157,9 +166,11 @@ def encode(
 def unseen(
     view:FeatureView,        # The view that the encoding was learned for
     encoding:dict[str, Any], # What `fit_encoding` gave
-    frame:pd.DataFrame       # Rows, one or many
-) -> pd.DataFrame:           # `column`, `share` of rows (0 to 1; NaN of no rows) with a value that training never saw
+    frame:"pd.DataFrame"     # Rows, one or many
+) -> "pd.DataFrame":         # `column`, `share` of rows (0 to 1; NaN of no rows) with a value that training never saw
     "How much of each categorical column is new; a missing value is not new"
+    import numpy as np
+    import pandas as pd
     rows, shares = _derived(view, frame), []
     for name in view.categorical:
         codes, texts = _levels(rows[name], view)

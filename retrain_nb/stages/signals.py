@@ -12,16 +12,18 @@ __all__ = ['need_columns', 'need_utc', 'as_known_at', 'labelled_by']
 # %% ../../nbs/stages/15_signals.ipynb #d1e10102
 import difflib
 from datetime import datetime
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from ..records import DataError
 
+if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
+    import pandas as pd
+
 # %% ../../nbs/stages/15_signals.ipynb #8102e24a
 def need_columns(
-    frame:pd.DataFrame, # Any
-    names:list[str],    # Columns that must be there
-    origin:str          # Where the frame came from, for the error
+    frame:"pd.DataFrame", # Any
+    names:list[str],      # Columns that must be there
+    origin:str            # Where the frame came from, for the error
 ) -> None:
     "Refuse `frame` unless it has all of `names`, once each"
     twice = sorted({str(c) for c in frame.columns[frame.columns.duplicated()]})
@@ -34,11 +36,12 @@ def need_columns(
 
 # %% ../../nbs/stages/15_signals.ipynb #81086478
 def need_utc(
-    frame:pd.DataFrame, # Any
-    names:list[str],    # Columns that must hold moments
-    origin:str          # Where the frame came from, for the error
+    frame:"pd.DataFrame", # Any
+    names:list[str],      # Columns that must hold moments
+    origin:str            # Where the frame came from, for the error
 ) -> None:
     "Refuse `frame` unless all of `names` are timezone-aware times in UTC"
+    import pandas as pd
     for name in names:
         kind = frame[name].dtype
         if not isinstance(kind, pd.DatetimeTZDtype) or str(kind.tz) != "UTC":
@@ -47,12 +50,12 @@ def need_utc(
 
 # %% ../../nbs/stages/15_signals.ipynb #d2803ce6
 def as_known_at(
-    frame:pd.DataFrame, # One row per event
-    as_of:datetime,     # UTC
-    time:str,           # Column with the moment each row is due
-    label:str,          # Column with the outcome
-    label_time:str      # Column with the moment the outcome became known
-) -> pd.DataFrame:      # The rows due before `as_of`, in the same order; the label is float64, missing where it was open
+    frame:"pd.DataFrame", # One row per event
+    as_of:datetime,       # UTC
+    time:str,             # Column with the moment each row is due
+    label:str,            # Column with the outcome
+    label_time:str        # Column with the moment the outcome became known
+) -> "pd.DataFrame":      # The rows due before `as_of`, in the same order; the label is float64, missing where it was open
     "`frame` as it was known at `as_of`"
     past = frame.loc[frame[time] < as_of].copy()
     known = (past[label_time] <= as_of) & past[label].notna()
@@ -62,10 +65,10 @@ def as_known_at(
 
 # %% ../../nbs/stages/15_signals.ipynb #b5ac34fe
 def labelled_by(
-    frame:pd.DataFrame, # As known at some later moment
-    moment:datetime,    # UTC
-    label:str,          # Column with the outcome
-    label_time:str      # Column with the moment the outcome became known
-) -> pd.Series:         # One flag per row
+    frame:"pd.DataFrame", # As known at some later moment
+    moment:datetime,      # UTC
+    label:str,            # Column with the outcome
+    label_time:str        # Column with the moment the outcome became known
+) -> "pd.Series":         # One flag per row
     "Which rows had their label by `moment`"
     return frame[label].notna() & (frame[label_time] <= moment)

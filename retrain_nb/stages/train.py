@@ -17,13 +17,14 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from ..digest import digest
 from ..records import DataError, SettingsError, UsageError
+
+if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
+    import numpy as np
+    import pandas as pd
 
 # %% ../../nbs/stages/12_train.ipynb #4787d2c6
 _OPEN = """
@@ -81,9 +82,11 @@ def fixed_params(
 
 # %% ../../nbs/stages/12_train.ipynb #cc5df091
 def matrix(
-    X:pd.DataFrame # Numeric, bool and `category` columns, uniquely named
-) -> np.ndarray:   # float64 (rows, columns); categories as their codes, missing as NaN
+    X:"pd.DataFrame" # Numeric, bool and `category` columns, uniquely named
+) -> "np.ndarray":   # float64 (rows, columns); categories as their codes, missing as NaN
     "The numbers that LightGBM sees; text and infinite values are refused with the columns they are in"
+    import numpy as np
+    import pandas as pd
     usable = lambda kind: isinstance(kind, pd.CategoricalDtype) or pd.api.types.is_numeric_dtype(kind)
     text = [str(c) for c, kind in X.dtypes.items() if not usable(kind)]
     if text: raise DataError(f"column(s) {', '.join(text)} are neither numbers nor categories.", "Encode them with the feature view first.")
@@ -95,8 +98,9 @@ def matrix(
     return numbers
 
 # %% ../../nbs/stages/12_train.ipynb #d9bc1da2
-def _columns(X:pd.DataFrame) -> tuple[list[str], list[int]]:
+def _columns(X:"pd.DataFrame") -> tuple[list[str], list[int]]:
     "Names of the columns of `X`, and positions of the categorical ones"
+    import pandas as pd
     names = list(X.columns)
     odd = [str(n) for n in names if not isinstance(n, str) or not n or any(c.isspace() or c in '",:[]{}' for c in n)]
     if odd: raise DataError(f"LightGBM cannot hold the name(s) {', '.join(odd)}.", "Use no spaces, quotes, brackets, commas, colons.")
@@ -104,8 +108,10 @@ def _columns(X:pd.DataFrame) -> tuple[list[str], list[int]]:
     return names, [i for i, n in enumerate(names) if isinstance(X[n].dtype, pd.CategoricalDtype)]
 
 # %% ../../nbs/stages/12_train.ipynb #215081fd
-def _label(y:pd.Series) -> np.ndarray:
+def _label(y:"pd.Series") -> "np.ndarray":
     "`y` as float64 (n,) of 0 and 1, both present"
+    import numpy as np
+    import pandas as pd
     values = pd.to_numeric(pd.Series(y), errors="coerce").to_numpy("float64", na_value=np.nan)
     if not len(values): raise DataError("there are no training rows.", "Widen the training window, or wait for labels.")
     missing = int(np.isnan(values).sum())
@@ -126,8 +132,8 @@ def _lightgbm() -> Any:
 
 # %% ../../nbs/stages/12_train.ipynb #d520a250
 def train(
-    X:pd.DataFrame,       # (n, p) encoded features, rows in a fixed order
-    y:pd.Series,          # (n,) labels, 0 or 1, both present
+    X:"pd.DataFrame",     # (n, p) encoded features, rows in a fixed order
+    y:"pd.Series",        # (n,) labels, 0 or 1, both present
     params:dict[str, Any] # What `fixed_params` gave
 ) -> str:                 # LightGBM model text
     "Train a binary LightGBM model; equal input, equal bytes"
@@ -154,10 +160,11 @@ def _open(text:str) -> Any:
 
 # %% ../../nbs/stages/12_train.ipynb #a08e5ec1
 def predict(
-    booster:str,   # LightGBM model text, from `train`
-    X:pd.DataFrame # (n, p) the same columns, encoded by the same frozen encoding
-) -> np.ndarray:   # float64 (n,) probability that the label is 1
+    booster:str,     # LightGBM model text, from `train`
+    X:"pd.DataFrame" # (n, p) the same columns, encoded by the same frozen encoding
+) -> "np.ndarray":   # float64 (n,) probability that the label is 1
     "Score the rows of `X`; other columns than the model's own are refused"
+    import numpy as np
     model, (names, categorical) = _open(booster), _columns(X)
     own = model.feature_name()
     if names != own:
@@ -217,11 +224,12 @@ def _ways(tree:dict[str, list[str]]) -> Iterator[dict[int, Any]]:
 def questions(
     booster:str,      # LightGBM model text
     leaves:int=10_000 # A model with more of them is asked about evenly spread ones
-) -> np.ndarray:      # float64 (rows, columns); the first is all zero
+) -> "np.ndarray":    # float64 (rows, columns); the first is all zero
     "Rows that lead to the leaves of `booster`, as many for each as it has edges: one to three"
     ways = [way for tree in _trees(booster) for way in _ways(tree)]
     chosen = [{f: _edges(room) for f, room in way.items()} for way in ways[::math.ceil(len(ways)/leaves) or 1]]
     rows = [{f: e[min(i, len(e) - 1)] for f, e in way.items()} for way in chosen for i in range(max(map(len, way.values())))]
+    import numpy as np
     asked = np.zeros((len(rows) + 1, len(booster.partition("\nfeature_names=")[2].partition("\n")[0].split())))
     for n, row in enumerate(rows, 1): asked[n, list(row)] = list(row.values())
     return asked
@@ -232,6 +240,7 @@ def canary(
 ) -> dict[str, Any]: # JSON values; the same for the same model
     "What `booster` answers to its own `questions`"
     model, rows = _open(booster), questions(booster)
+    import numpy as np
     raw = np.asarray(model.predict(rows, raw_score=True, num_threads=1), dtype="<f8")
     some = np.asarray(model.predict(rows[np.linspace(0, len(rows) - 1, 8).astype(int)], num_threads=1), dtype="float64")
     if not (np.isfinite(raw).all() and np.isfinite(some).all()): raise DataError("the model gives answers that are not finite.", "Train it again.")
@@ -241,9 +250,11 @@ def canary(
 
 # %% ../../nbs/stages/12_train.ipynb #ee54a920
 def importance(
-    booster:str    # LightGBM model text
-) -> pd.DataFrame: # Columns `feature`, `gain` (share of the total, sums to 1), `splits`; largest gain first
+    booster:str      # LightGBM model text
+) -> "pd.DataFrame": # Columns `feature`, `gain` (share of the total, sums to 1), `splits`; largest gain first
     "What the trees in `booster` split on"
+    import numpy as np
+    import pandas as pd
     model = _open(booster)
     gain = np.asarray(model.feature_importance("gain"), dtype="float64")
     table = pd.DataFrame({"feature": model.feature_name(), "gain": gain/gain.sum() if gain.sum() else gain,
