@@ -12,6 +12,8 @@ __all__ = ['Answer', 'COMMANDS', 'say', 'table', 'verdict_lines', 'init', 'broke
 
 # %% ../../nbs/faces/50_cli.ipynb #6af2272f
 import argparse
+import atexit
+import gc
 import json
 import os
 import sys
@@ -351,6 +353,7 @@ def main(
     argv:list[str]|None=None # Words after `retrain-nb`
 ) -> int:                    # Exit code
     "Parse, call, show"
+    atexit.register(gc.freeze) # Ending, Python searches all it loaded for cycles; the system takes the memory back anyway
     args = parser().parse_args(argv)
     try: done, text, code = COMMANDS[args.command](args)
     except RetrainError as e:
