@@ -46,19 +46,20 @@ SNAPSHOTS = _table("snapshots", "snapshot", text=(sa.Text, "as_of start end"), w
 MODELS = _table("models", "model", text=(sa.Text, "run outcome decision"), json=(JSON, "metrics"))
 CYCLES = _table("cycles", "cycle", text=(sa.Text, "as_of outcome run champion sentence"), json=(JSON, "verdict did"))
 CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_of previous decision by reason"), json=(JSON, "verdict"))
+sa.Index("ix_champions_model", CHAMPIONS.c.model, CHAMPIONS.c.seq)
 REFUSALS = _table("refusals", "entry", text=(sa.Text, "model run as_of outcome reason"), json=(JSON, "verdict"))
 RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state planned_at started_at ended_at host"),
               more=(sa.Text, "lease_until cause outcome model notebook record report decision reason"),
               whole=(sa.BigInteger, "attempt pid"), number=(sa.Double, "seconds cpu_seconds kernel_start_cpu_seconds peak_mb"),
               json=(JSON, "parameters cell verdict metrics"))
 MENTIONS = sa.Table("mentions", metadata, # A row for each name in an entry, whatever its kind
-    sa.Column("name", NAME, primary_key=True), sa.Column("role", sa.String(40), primary_key=True), # What is named, and in which field
-    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False, index=True), sa.Column("kind", sa.String(64), nullable=False))
+    sa.Column("name", NAME, primary_key=True), sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False, index=True),
+    sa.Column("role", sa.String(40), primary_key=True), sa.Column("kind", sa.String(64), nullable=False)) # The field, and what kind of entry
 OUTBOX = sa.Table("outbox", metadata, # A row for each entry that others are to hear of
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False), sa.Column("channel", sa.String(40), primary_key=True))
 
 # %% ../../nbs/stores/23_catalog.ipynb #d272a16e
-MEANING = 1 # Raise it when an entry comes to mean something else to the same columns
+MEANING = 2 # Raise it when an entry comes to mean something else to the same columns
 
 def shape() -> str: # 64 hexadecimal digits
     "Digest of how the tables are defined"
@@ -287,14 +288,14 @@ def linked(
     name:str,              # What is known
     role:str,              # The field that names it
     kind:str,              # In entries of this kind
-    wanted:str,            # The field whose names are wanted
+    wanted:Iterable[str],  # The fields whose names are wanted
     limit:int = 20         # At most so many, the newest
-) -> list[dict[str, Any]]: # `name` and `seq`; newest first
-    "What the entries that name this name as `wanted`"
+) -> list[dict[str, Any]]: # `name`, `role` and `seq`; newest first
+    "What else the entries name that name this"
     one, other = MENTIONS.alias(), MENTIONS.alias()
-    query = sa.select(other.c.name, other.c.seq).join(one, one.c.seq == other.c.seq)
-    query = query.where(one.c.name == name, one.c.role == role, one.c.kind == kind, other.c.role == wanted)
-    return _rows(connection, query.order_by(other.c.seq.desc(), other.c.name).limit(limit))
+    query = sa.select(other.c.name, other.c.role, other.c.seq).join(one, one.c.seq == other.c.seq)
+    query = query.where(one.c.name == name, one.c.role == role, one.c.kind == kind, other.c.role.in_(list(wanted)))
+    return _rows(connection, query.order_by(one.c.seq.desc(), other.c.role, other.c.name).limit(limit))
 
 # %% ../../nbs/stores/23_catalog.ipynb #c47402bc
 NAMED = {"run": RUNS, "model": MODELS, "snapshot": SNAPSHOTS, "cycle": CYCLES}
