@@ -33,6 +33,7 @@ Modules:
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?
 - `retrain_nb.stores.pages`: What does this page ask for, and is it what we are about to tell it?
 - `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?
+- `retrain_nb.stores.turns`: Whose turn is it to work here, and is it still?
 - `retrain_nb.windows`: Which rows may a model learn from, and which may judge it?"""
 
 __version__ = "0.1.0"

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -32,7 +33,7 @@ def unprivileged(): # -> keywords for `subprocess`: PostgreSQL refuses to run as
 
 @pytest.fixture(scope="session")
 def postgres_server():
-    "The address of a server of our own, on a socket in a temporary folder: real, with `fsync` on, and gone when the tests end"
+    "A server of our own, on a socket in a temporary folder: real, with `fsync` on, and gone when the tests end"
     programs = postgres_programs()
     if programs is None: pytest.fail(f"no PostgreSQL on this machine. apt-get install postgresql, or set {WITHOUT}=1 to leave it untested.")
     folder, who = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp")), unprivileged() # A short path: a socket's name holds 107 bytes
@@ -42,9 +43,11 @@ def postgres_server():
                        cwd=folder, check=True, capture_output=True, text=True, **who)
         server = [programs/"pg_ctl", "-D", folder/"data", "-l", folder/"log", "-w", "-t", "60"]
         options = f"-c listen_addresses='' -c unix_socket_directories={folder} -c fsync=on -c max_connections=60"
-        subprocess.run([*server, "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
-        try: yield f"postgresql+psycopg://postgres@/{{}}?host={folder}"
-        finally: subprocess.run([*server, "-m", "immediate", "stop"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        def start(): subprocess.run([*server, "-o", options, "start"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        def crash(): subprocess.run([*server, "-m", "immediate", "stop"], cwd=folder, check=True, stdout=subprocess.DEVNULL, **who)
+        start()
+        try: yield SimpleNamespace(address=f"postgresql+psycopg://postgres@/{{}}?host={folder}", start=start, crash=crash)
+        finally: crash()
     finally: shutil.rmtree(folder)
 
 
@@ -58,16 +61,21 @@ def new_database(request, tmp_path):
         yield lambda: f"sqlite:///{tmp_path}/{next(NUMBERS)}.db"
         return
     if os.environ.get(WITHOUT) == "1": pytest.skip(f"{WITHOUT}=1: PostgreSQL is left untested")
-    server = request.getfixturevalue("postgres_server")
-    admin, made = sa.create_engine(server.format("postgres"), isolation_level="AUTOCOMMIT"), []
-    def make():
-        made.append(f"test_{next(NUMBERS)}")
-        with admin.connect() as c: c.exec_driver_sql(f"CREATE DATABASE {made[-1]}")
-        return server.format(made[-1])
+    server, name = request.getfixturevalue("postgres_server").address, f"test_{next(NUMBERS)}"
+    run_on(server.format("postgres"), f"CREATE DATABASE {name}") # Not dropped: that would take longer than the test, and the server goes anyway
+    def make(): # The first is the database itself, each further one a schema in it, which is as good as a database and made at once
+        n = next(numbers)
+        if n == 0: return server.format(name)
+        run_on(server.format(name), f"CREATE SCHEMA s{n}")
+        return f"{server.format(name)}&options=-c%20search_path%3Ds{n}"
+    numbers = count()
     yield make
-    with admin.connect() as c:
-        for name in made: c.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
-    admin.dispose()
+
+
+def run_on(url, statement):
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as c: c.exec_driver_sql(statement)
+    engine.dispose()
 
 
 @pytest.fixture

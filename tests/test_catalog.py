@@ -216,7 +216,7 @@ def asked(connection, question, *args):
     return said
 
 
-@pytest.mark.parametrize("question, args", [(catalog.find, ["abc1"]), (catalog.mentioned, ["abc1"]), (catalog.linked, ["abc1", "run", "run.planned", "recipe"]),
+@pytest.mark.parametrize("question, args", [(catalog.find, ["abc1"]), (catalog.mentioned, ["abc1"]), (catalog.linked, ["abc1", "run", "run.planned", ["recipe"]]),
                                             (catalog.run, ["abc1"]), (catalog.champion, []), (catalog.cycle, ["abc1"])])
 def test_every_question_is_answered_by_an_index(question, args, tmp_path):
     engine = open_all(f"sqlite:///{tmp_path}/ledger.db")
@@ -260,8 +260,8 @@ def test_who_mentions_it_agrees_with_the_ledger(seed):
             assert {(name, m["role"], m["seq"]) for m in catalog.mentioned(c, name)} == {p for p in pairs if p[0] == name}
         for e in told:
             if e.kind != "run.ended" or not e.body["model"]: continue
-            assert e.body["model"] in [row["name"] for row in catalog.linked(c, e.body["run"], "run", "run.ended", "model")]
-            assert e.body["run"] in [row["name"] for row in catalog.linked(c, e.body["model"], "model", "run.ended", "run", 1000)]
+            assert e.body["model"] in [row["name"] for row in catalog.linked(c, e.body["run"], "run", "run.ended", ["model"])]
+            assert e.body["run"] in [row["name"] for row in catalog.linked(c, e.body["model"], "model", "run.ended", ["run"], 1000)]
     engine.dispose()
 
 
@@ -272,3 +272,15 @@ def test_what_is_to_be_told_is_decided_with_the_entry(database_url):
         told = {e.seq for e in ledger.entries(c) if e.kind in catalog.TOLD["openlineage"]}
         assert told and {row["seq"] for row in catalog.dump(c)["outbox"]} == told
     engine.dispose()
+
+
+def test_a_kernel_whose_last_words_hold_a_nul_is_recorded_all_the_same(database_url):
+    engine = open_all(database_url)
+    body = {"run": "r", "state": "failed", "cause": "died: \0\0", "verdict": {"reason": "\0"}, "outcome": "FAIL", "model": "m"}
+    with engine.begin() as c:
+        assert write(c, "run.ended", "r:ended", body).body == body
+        before = catalog.dump(c)
+        catalog.rebuild(c, ledger.entries(c))
+        assert catalog.dump(c) == before and catalog.run(c, "r")["cause"] == "died: \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"
+    if engine.dialect.name == "postgresql":                # SQLite keeps it; where it cannot be kept, it is refused and named
+        with pytest.raises(UsageError, match="NUL"), engine.begin() as c: write(c, "run.ended", "a\0b", body)

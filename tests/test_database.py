@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from retrain_nb.records import RetrainError, UsageError, VerificationError
-from retrain_nb.stores import database, ledger
+from retrain_nb.stores import database, ledger, turns
 from retrain_nb.stores.database import SCHEMA, open_database, reading, schema_version
 
 STEPS = Path(database.__file__).parent/"migrations"
@@ -61,7 +61,7 @@ def differences(engine, *definitions):
 
 def test_the_steps_make_what_the_definitions_say(database_url):
     engine = open_database(database_url)
-    assert differences(engine, ledger.metadata, database.metadata) == []
+    assert differences(engine, ledger.metadata, turns.metadata, database.metadata) == []
     wrong = sa.MetaData()
     sa.Table("entries", wrong, sa.Column("seq", sa.BigInteger, primary_key=True), sa.Column("kind", sa.Integer, nullable=False))
     assert differences(engine, wrong)                                      # It does find what differs
@@ -95,7 +95,7 @@ def test_a_database_of_the_first_format_is_adopted_with_its_entries(database_url
         assert ledger.append(c, "test.fact", "k1", {"i": 1}, AT) == written[1]
         assert ledger.append(c, "test.fact", "k2", {}, AT).seq == 3
         assert [c.execute(sa.select(sa.func.count()).select_from(t)).scalar() for t in (ledger.nodes, ledger.heads)] == [0, 0]
-    assert differences(engine, ledger.metadata, database.metadata) == []
+    assert differences(engine, ledger.metadata, turns.metadata, database.metadata) == []
     engine.dispose()
 
 
@@ -168,5 +168,5 @@ def test_an_address_that_is_none_of_ours_is_refused_without_its_password(url, sa
 
 def test_a_server_that_is_not_there_is_named_in_time():
     began = time.monotonic()
-    with pytest.raises(RetrainError, match="cannot be opened.*that the server runs") as e: open_database("postgresql://ana:secret@127.0.0.1:1/flights")
+    with pytest.raises(RetrainError, match="cannot be reached.*that the server runs") as e: open_database("postgresql://ana:secret@127.0.0.1:1/flights")
     assert "secret" not in str(e.value) and time.monotonic() - began < 5

@@ -135,6 +135,13 @@ def test_entries_by_number_kind_key_and_leaf(database_url):
         for nothing in ("key%", "key__", "0", "7", "", "%", "99999999999999999999"): assert find(c, nothing) == []
 
 
+def test_a_clock_that_jumps_by_days_changes_nothing_about_order(database_url):
+    engine, days = open_database(database_url), [2, 1, 3, 1, 2]
+    with engine.begin() as c: written = [append(c, "test.fact", f"k{i}", {}, f"2013-06-0{day}T03:00:00Z") for i, day in enumerate(days)]
+    with reading(engine) as c: assert entries(c) == written and [e.key for e in entries(c, after=2)] == ["k2", "k3", "k4"]
+    assert [e.seq for e in written] == [1, 2, 3, 4, 5]
+
+
 def test_changing_or_deleting_an_entry_is_refused(database_url):
     engine = open_database(database_url)
     with engine.begin() as c: append(c, "run.ended", "k", {}, AT)

@@ -67,6 +67,20 @@ def _open(args:argparse.Namespace) -> Any:
     from retrain_nb.services.workbench import open_workbench
     return open_workbench(args.root or Path.cwd())
 
+# %% ../../nbs/faces/50_cli.ipynb #5e8f1c48
+def _not_now(args:argparse.Namespace) -> None:
+    "Refuse at once if somebody is at work in this workbench"
+    from retrain_nb.settings import find_root, load_settings
+    from retrain_nb.stores import turns
+    root, dead = find_root(args.root or Path.cwd()), []
+    w = load_settings(root).workbench
+    if (root/w.store).is_dir():
+        with turns.hold(root/w.store/"lock", look=True) as f: dead = f.read().split()
+    if not w.database: return # Nobody else can know of it
+    from retrain_nb.stores.database import open_database, reading
+    with reading(open_database(w.database)) as connection: row, now = turns.lease(connection, "work"), turns.clock(connection, datetime.now(UTC))
+    if turns.taken(row, now, dead): raise turns.refusal(row)
+
 # %% ../../nbs/faces/50_cli.ipynb #58550b89
 def _who() -> str:
     "The account that asks, for the record; not a proof of anything"
@@ -104,6 +118,7 @@ def cycle(
     args:argparse.Namespace # `now`
 ) -> Answer:
     "One turn of the loop"
+    _not_now(args)
     from retrain_nb.loop.cycle import cycle as turn
     from retrain_nb.windows import parse_time
     book = _open(args)
@@ -120,6 +135,7 @@ def run(
     args:argparse.Namespace # `page`, `parameters`, `now`
 ) -> Answer:
     "Execute one run notebook as a recorded run"
+    _not_now(args)
     from retrain_nb.loop.runs import mark_lost, plan, publish, run_page
     from retrain_nb.windows import parse_time
     book = _open(args)

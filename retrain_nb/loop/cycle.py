@@ -89,6 +89,7 @@ def cycle(
     key = cycle_key(book, as_of)
     if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False)
     with book.lock():
+        if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False) # Another one did it just now
         if lost := mark_lost(book): say(f"closed {len(lost)} run(s) whose process had died: {', '.join(lost)}")
         say("reading the source and freezing what was known")
         snapshot, champion = book.freeze(as_of, datetime.now(UTC)), book.ask(catalog.champion)

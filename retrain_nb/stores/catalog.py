@@ -67,6 +67,10 @@ def shape() -> str: # 64 hexadecimal digits
     return digest({"meaning": MEANING, "tables": tables})
 
 # %% ../../nbs/stores/23_catalog.ipynb #1d6053b4
+def _plain(cell:Any) -> Any: # The same cell, which every database can keep
+    "Without the NUL characters that a dying kernel may leave in its last words, and that PostgreSQL has no place for"
+    return cell.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(cell, str) else cell
+
 def _put(
     connection:Connection, # The transaction that wrote the entry
     table:sa.Table,        # Which projection
@@ -76,10 +80,11 @@ def _put(
     new:dict[str, Any]|None = None # Cells that it sets only if the row is new; `None` leaves rows that are not there alone
 ) -> None:
     "Make or change one row of `table`, unless a later entry has been here"
+    values = {name: _plain(cell) for name, cell in values.items()}
     key = table.primary_key.columns.values()[0]
     last = connection.execute(sa.select(table.c.last).where(key == id)).scalar()
     if last is None and new is not None:
-        connection.execute(table.insert().values({key.name: id, "seq": seq, "last": seq, **new, **values}))
+        connection.execute(table.insert().values({key.name: id, "seq": seq, "last": seq, **{name: _plain(cell) for name, cell in new.items()}, **values}))
     if last is not None and last < seq and values: connection.execute(table.update().where(key == id).values(last=seq, **values))
 
 def _pick(
