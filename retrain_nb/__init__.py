@@ -9,6 +9,7 @@ Modules:
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
+- `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?

@@ -8,7 +8,7 @@ FAIL, 4 INSUFFICIENT, 5 access refused, 6 verification failed, 75 another cycle 
 
 # %% auto #0
 __all__ = ['Answer', 'COMMANDS', 'say', 'table', 'verdict_lines', 'init', 'broken', 'cycle', 'run', 'status', 'tree_lines',
-           'lineage_lines', 'show', 'live', 'journal', 'doctor', 'parser', 'main']
+           'lineage_lines', 'show', 'live', 'gc', 'journal', 'doctor', 'parser', 'main']
 
 # %% ../../nbs/faces/50_cli.ipynb #6af2272f
 import argparse
@@ -233,6 +233,20 @@ def live(
     refused = [f"  {r['as_of']}  {r['run']}: {r['outcome']}, {r['reason']}" for r in done["refused"]]
     return done, "\n".join([*text, *(["", "refused in that time:", *refused] if refused else [])]), 0
 
+# %% ../../nbs/faces/50_cli.ipynb #051111e5
+def gc(
+    args:argparse.Namespace # `delete`
+) -> Answer:
+    "What in the store nothing names, and why the rest is kept"
+    from retrain_nb.loop.retention import collect
+    from retrain_nb.records import as_json
+    done = collect(_open(args), delete=args.delete, by=_who())
+    size = lambda held: f"{len(held):,} files, {sum(h.bytes for h in held):,} bytes"
+    kept = table([{"kept": h.path, "bytes": h.bytes, "why": h.why} for h in done["kept"]])
+    free = table([{"removed" if done["deleted"] else "may go": h.path, "bytes": h.bytes, "why": h.why} for h in done["free"]]) if done["free"] else "nothing may go"
+    told = "removed" if done["deleted"] else "may go; --delete removes them" if done["free"] else "may go"
+    return as_json(done), "\n".join([kept, "", free, "", f"kept: {size(done['kept'])}", f"{told}: {size(done['free'])}"]), 0
+
 # %% ../../nbs/faces/50_cli.ipynb #c3300391
 def _checks(root:Path) -> list[tuple[str, Any]]:
     "Name of each thing looked at, and a function that says what it found or raises"
@@ -278,7 +292,7 @@ def doctor(
     return done, text, 3 if ill else 0
 
 # %% ../../nbs/faces/50_cli.ipynb #743a334a
-COMMANDS = {"init": init, "cycle": cycle, "run": run, "status": status, "show": show, "live": live, "doctor": doctor}
+COMMANDS = {"init": init, "cycle": cycle, "run": run, "status": status, "show": show, "live": live, "gc": gc, "doctor": doctor}
 
 # %% ../../nbs/faces/50_cli.ipynb #9c97001b
 def parser() -> argparse.ArgumentParser:
@@ -297,6 +311,7 @@ def parser() -> argparse.ArgumentParser:
     made["run"].add_argument("-p", dest="parameters", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a parameter of the page; may be repeated")
     made["show"].add_argument("id", help="of a run, model, snapshot, cycle, artifact or source, or its first digits; or `champion`, or `last`")
     made["show"].add_argument("--all", action="store_true", help="all of its lineage (default: the newest ten of each kind of step)")
+    made["gc"].add_argument("--delete", action="store_true", help="remove what may go (default: only say what)")
     made["live"].add_argument("--at", metavar="T", help="the moment (default: now)")
     return top
 
