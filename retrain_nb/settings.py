@@ -8,17 +8,18 @@ and the nearest known name. A folder with a `settings.ini` is a workbench, found
 
 # %% auto #0
 __all__ = ['Pairs', 'Entry', 'POLICY', 'Section', 'WorkbenchSection', 'SourceSection', 'FeaturesSection', 'WindowSection',
-           'TrainerSection', 'GatesSection', 'ChampionSection', 'RunSection', 'TrackingSection', 'Settings',
-           'parse_settings', 'find_root', 'load_settings', 'policy']
+           'TrainerSection', 'GatesSection', 'ChampionSection', 'RunSection', 'TrackingSection', 'LineageSection',
+           'Settings', 'parse_settings', 'find_root', 'load_settings', 'policy']
 
 # %% ../nbs/03_settings.ipynb #e57afe2e
 import configparser
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.functional_validators import BeforeValidator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 
 from .records import SettingsError
 
@@ -104,6 +105,22 @@ class TrackingSection(Section):
     timeout_s:float = Field(120, gt=0)       # The mirror process ends itself after this long
 
 # %% ../nbs/03_settings.ipynb #b4bef354
+def _address(text:str) -> str:
+    "An http address without anything secret in it, or nothing"
+    if re.fullmatch(r"(https?://[^\s@?#]+)?", text): return text
+    raise ValueError("accepted is an address like `https://lineage.example:5000`, without user, password or query; a token goes into `token_env`")
+
+def _variable(text:str) -> str:
+    "The name of an environment variable, or nothing"
+    if re.fullmatch(r"([A-Za-z_]\w{0,99})?", text): return text
+    raise ValueError("accepted is the name of an environment variable, not what it holds")
+
+class LineageSection(Section):
+    "[lineage]: OpenLineage events"
+    url:Annotated[str, AfterValidator(_address)] = ""         # Where they are sent; empty writes them to files in the store
+    token_env:Annotated[str, AfterValidator(_variable)] = ""  # Environment variable that holds the bearer token
+
+# %% ../nbs/03_settings.ipynb #8ed757b2
 class Settings(Section):
     "All of `settings.ini`"
     workbench:WorkbenchSection
@@ -115,6 +132,7 @@ class Settings(Section):
     champion:ChampionSection = ChampionSection()
     run:RunSection = RunSection()
     tracking:TrackingSection = TrackingSection()
+    lineage:LineageSection = LineageSection()
     @model_validator(mode="after")
     def _columns_differ(self):
         names = [self.source.key, self.source.time, self.source.label, self.source.label_time]
@@ -137,7 +155,7 @@ def _finding(error:Any) -> str:
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(loc[-1], _known(loc), 1, 0.5)
         return f"{where}: unknown; " + (f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_known(loc))}")
-    found = "" if isinstance(error["input"], dict | BaseModel) else f" found `{error['input']}`;"
+    found = "" if isinstance(error["input"], dict | BaseModel) or loc[0] == "lineage" else f" found `{error['input']}`;"
     wanted = "accepted is `module:name`" if error["type"] == "string_pattern_mismatch" else error["msg"].removeprefix("Value error, ")
     return f"{where}:{found} {wanted}"
 
