@@ -15,6 +15,7 @@ Modules:
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.openlineage`: How do other tools hear where a model came from, without ever being in its way?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
 - `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
