@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from retrain_nb.digest import digest
 from retrain_nb.faces.cli import main
 from retrain_nb.loop.history import lineage, live, locate
+from retrain_nb.loop.retention import collect
 from retrain_nb.records import UsageError
+from retrain_nb.services.openlineage import deliver
 from retrain_nb.services.workbench import furnish, open_workbench
 from retrain_nb.stores import ledger
 from retrain_nb.windows import iso, parse_time
@@ -151,3 +153,24 @@ def test_the_tree_for_people_is_aligned(parcels, capsys):
     lines = capsys.readouterr().out.splitlines()
     tree = [line for line in lines[lines.index("came from"):] if "  entry " in line]
     assert len(tree) >= 6 and len({line.index("  entry ") for line in tree if not line.lstrip().startswith("champion entry")}) == 1
+
+
+def test_history_cleaning_and_telling_ask_the_same_of_both_databases(empty, tmp_path, database_url):
+    root = Path(shutil.copytree(empty, tmp_path/"toy"))
+    text = (root/"settings.ini").read_text()
+    (root/"settings.ini").write_text(text.replace("[workbench]\n", f"[workbench]\ndatabase = {database_url}\n"))
+    book = open_workbench(root)
+    kept, loose = (book.artifacts.put(f'{{"n":{n}}}'.encode(), "recipe") for n in (1, 2))
+    for n in range(3):
+        at = START + timedelta(days=n, microseconds=n)
+        book.append("snapshot.frozen", f"s{n}", {"snapshot": digest(f"rows {n}"), "as_of": iso(at), "rows": 3, "columns": ["x"], "kinds": ["text"], "parts": [], "source": {"adapter": "a.b:rows"}}, at)
+        book.append("run.planned", f"p{n}", {"run": f"retrain-{n:03}", "page": "retrain", "recipe": kept, "parameters": {"snapshot": digest(f"rows {n}")}}, at)
+        book.append("run.started", f"b{n}", {"run": f"retrain-{n:03}"}, at)
+        crown(book, n, at, "champion.kept" if n == 2 else "champion.set")
+    served = live(book, START + timedelta(days=1, hours=1))
+    assert (served["model"], served["since"], served["until"]) == (digest("model 1"), "2024-03-02T00:00:00.000001Z", None)
+    assert [r["run"] for r in served["refused"]] == ["retrain-002"] and live(book, START)["until"] == "2024-03-02T00:00:00.000001Z"
+    assert [n["id"] for n in lineage(book, "a.b")["down"]] == [digest(f"rows {n}") for n in range(3)]
+    assert deliver(book) == {"sent": 6, "waiting": 0, "problem": ""} and deliver(book)["sent"] == 0
+    assert [h.path.rpartition("/")[2] for h in collect(book, delete=True, now=datetime.now(UTC) + timedelta(days=2))["free"]] == [loose]
+    book.engine.dispose()
