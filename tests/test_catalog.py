@@ -216,7 +216,7 @@ def asked(connection, question, *args):
     return said
 
 
-@pytest.mark.parametrize("question, args", [(catalog.find, ["abc1"]), (catalog.mentioned, ["abc1"]), (catalog.linked, ["abc1", "run", "run.planned", "recipe"]),
+@pytest.mark.parametrize("question, args", [(catalog.find, ["abc1"]), (catalog.mentioned, ["abc1"]), (catalog.linked, ["abc1", "run", "run.planned", ["recipe"]]),
                                             (catalog.run, ["abc1"]), (catalog.champion, []), (catalog.cycle, ["abc1"])])
 def test_every_question_is_answered_by_an_index(question, args, tmp_path):
     engine = open_all(f"sqlite:///{tmp_path}/ledger.db")
@@ -260,8 +260,8 @@ def test_who_mentions_it_agrees_with_the_ledger(seed):
             assert {(name, m["role"], m["seq"]) for m in catalog.mentioned(c, name)} == {p for p in pairs if p[0] == name}
         for e in told:
             if e.kind != "run.ended" or not e.body["model"]: continue
-            assert e.body["model"] in [row["name"] for row in catalog.linked(c, e.body["run"], "run", "run.ended", "model")]
-            assert e.body["run"] in [row["name"] for row in catalog.linked(c, e.body["model"], "model", "run.ended", "run", 1000)]
+            assert e.body["model"] in [row["name"] for row in catalog.linked(c, e.body["run"], "run", "run.ended", ["model"])]
+            assert e.body["run"] in [row["name"] for row in catalog.linked(c, e.body["model"], "model", "run.ended", ["run"], 1000)]
     engine.dispose()
 
 

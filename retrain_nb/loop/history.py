@@ -59,15 +59,14 @@ def _refused(connection:Connection, seq:int) -> list[dict[str, Any]]: # `entry`,
 # %% ../../nbs/loop/44_history.ipynb #3be2afbd
 def _evidence(connection:Connection, run:str, snapshot:str) -> dict[str, Any]:
     "What the decision rests on"
-    ran, rows = catalog.run(connection, run) or {}, _row(connection, "snapshot", snapshot)
-    told = {name: ran.get(name) for name in ("recipe", "notebook", "record", "report", "metrics")}
-    return {**told, **{name: rows.get(name) for name in ("rows", "start", "end", "source")}}
+    return {**_row(connection, "run", run, "recipe", "notebook", "record", "report", "metrics"),
+            **_row(connection, "snapshot", snapshot, "rows", "start", "end", "source")}
 
-def _row(connection:Connection, kind:str, id:str) -> dict[str, Any]:
-    "A row of the catalog by its whole name; empty if there is none"
-    table = catalog.NAMED[kind]
-    row = connection.execute(table.select().where(table.c[kind] == id)).mappings().first()
-    return dict(row) if row else {}
+def _row(connection:Connection, kind:str, id:str, *names:str) -> dict[str, Any]:
+    "Cells of one row of the catalog; empty if there is none"
+    c = catalog.NAMED[kind].c
+    row = connection.execute(sa.select(*(c[name] for name in names)).where(c[kind] == id)).mappings().first()
+    return dict(row or dict.fromkeys(names))
 
 # %% ../../nbs/loop/44_history.ipynb #e33b88a4
 def live(
@@ -103,23 +102,22 @@ STEPS = (Step("snapshot.frozen", "snapshot", "snapshot", "source", "adapter"),
 ROLES = {"champion": "model", "previous": "model", "adapter": "source"} # Fields whose name is not the kind of what they name
 
 # %% ../../nbs/loop/44_history.ipynb #849029b3
-SAYS = {"run": ("as_of", "page", "state", "outcome", "decision", "report"), "model": ("outcome", "decision"), "snapshot": ("rows", "start", "end"),
+SAYS = {"run": ("as_of", "state", "outcome", "decision", "report"), "model": ("outcome", "decision"), "snapshot": ("rows", "start", "end"),
         "cycle": ("as_of", "outcome"), "recipe": ("view", "view_code", "contract", "policy", "trainer", "seed", "code", "environment", "commit", "dirty")}
 
 def _says(book:Workbench, connection:Connection, kind:str, id:str) -> dict[str, Any]:
     "What is known about a thing, in a few words"
-    try: row = json.loads(book.artifacts.get(id)) if kind == "recipe" else _row(connection, kind, id) if kind in catalog.NAMED else {}
+    try: row = json.loads(book.artifacts.get(id)) if kind == "recipe" else _row(connection, kind, id, *SAYS[kind]) if kind in catalog.NAMED else {}
     except (RetrainError, ValueError) as e: return {"unreadable": str(e)} # Its lineage is known all the same
     return {name: row[name] for name in SAYS.get(kind, ()) if row.get(name) not in (None, "")}
 
 # %% ../../nbs/loop/44_history.ipynb #7bcda302
 def _reigns(connection:Connection, model:str, limit:int) -> list[dict[str, Any]]:
-    "When a model served, newest first"
-    crowned = [m["seq"] for m in catalog.mentioned(connection, model) if (m["kind"], m["role"]) == ("champion.set", "model")][:limit]
+    "When a model served, oldest first"
     c = catalog.CHAMPIONS.c
-    rows = connection.execute(catalog.CHAMPIONS.select().where(c.entry.in_([str(seq) for seq in crowned])).order_by(c.seq.desc())).mappings()
+    rows = connection.execute(sa.select(c.seq, c.as_of, c.decision, c.by).where(c.model == model).order_by(c.seq.desc()).limit(limit)).mappings()
     return [{"kind": "champion", "id": f"entry {row['seq']}", "entry": row["seq"],
-             "says": {"since": row["as_of"], "decision": row["decision"], "by": row["by"]}} for row in rows]
+             "says": {"since": row["as_of"], "decision": row["decision"], "by": row["by"]}} for row in reversed(list(rows))]
 
 # %% ../../nbs/loop/44_history.ipynb #ceeeb1c9
 def _walk(
@@ -153,7 +151,8 @@ def locate(
 ) -> tuple[str, str]:  # Its kind, such as `model` or `source`, and its whole name
     "The one thing that `text` means"
     m = catalog.MENTIONS.c
-    rows = connection.execute(sa.select(m.name, m.role).where(m.name >= text, m.name < text + catalog.LAST).distinct().limit(50)) if text else ()
+    begins = sa.select(m.name, m.role).where(m.name >= text, m.name < text + catalog.LAST).distinct().limit(50)
+    rows = connection.execute(sa.select(m.name, m.role).where(m.name == text).limit(1)).all() or connection.execute(begins).all() if text else []
     things = {name: ROLES.get(role, role) for name, role in rows}
     if text in things: return things[text], text
     if len(things) == 1: return next((kind, name) for name, kind in things.items())
@@ -167,7 +166,7 @@ def locate(
 def lineage(
     book:Workbench,     # Where
     id:str,             # A name, or the first digits of one
-    limit:int = 20      # Of each step the newest so many
+    limit:int = 10      # Of each step the newest so many
 ) -> dict[str, Any]:    # `kind`, `id`, `says`, `up` and `down` (lists of the like), `entries` that name it
     "Where a thing came from, and what came of it"
     with database.reading(book.engine) as connection:

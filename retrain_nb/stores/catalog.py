@@ -46,15 +46,15 @@ SNAPSHOTS = _table("snapshots", "snapshot", text=(sa.Text, "as_of start end"), w
 MODELS = _table("models", "model", text=(sa.Text, "run outcome decision"), json=(JSON, "metrics"))
 CYCLES = _table("cycles", "cycle", text=(sa.Text, "as_of outcome run champion sentence"), json=(JSON, "verdict did"))
 CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_of previous decision by reason"), json=(JSON, "verdict"))
-sa.Index("ix_champions_served", CHAMPIONS.c.as_of, CHAMPIONS.c.seq)
+sa.Index("ix_champions_model", CHAMPIONS.c.model, CHAMPIONS.c.seq)
 REFUSALS = _table("refusals", "entry", text=(sa.Text, "model run as_of outcome reason"), json=(JSON, "verdict"))
 RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state planned_at started_at ended_at host"),
               more=(sa.Text, "lease_until cause outcome model notebook record report decision reason"),
               whole=(sa.BigInteger, "attempt pid"), number=(sa.Double, "seconds cpu_seconds kernel_start_cpu_seconds peak_mb"),
               json=(JSON, "parameters cell verdict metrics"))
 MENTIONS = sa.Table("mentions", metadata, # A row for each name in an entry, whatever its kind
-    sa.Column("name", NAME, primary_key=True), sa.Column("role", sa.String(40), primary_key=True), # What is named, and in which field
-    sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False, index=True), sa.Column("kind", sa.String(64), nullable=False))
+    sa.Column("name", NAME, primary_key=True), sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False, index=True),
+    sa.Column("role", sa.String(40), primary_key=True), sa.Column("kind", sa.String(64), nullable=False)) # The field, and what kind of entry
 OUTBOX = sa.Table("outbox", metadata, # A row for each entry that others are to hear of
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False), sa.Column("channel", sa.String(40), primary_key=True))
 
@@ -300,7 +300,7 @@ def linked(
     one, other = MENTIONS.alias(), MENTIONS.alias()
     query = sa.select(other.c.name, other.c.role, other.c.seq).join(one, one.c.seq == other.c.seq)
     query = query.where(one.c.name == name, one.c.role == role, one.c.kind == kind, other.c.role.in_(list(wanted)))
-    return _rows(connection, query.order_by(other.c.seq.desc(), other.c.role, other.c.name).limit(limit))
+    return _rows(connection, query.order_by(one.c.seq.desc(), other.c.role, other.c.name).limit(limit))
 
 # %% ../../nbs/stores/23_catalog.ipynb #c47402bc
 NAMED = {"run": RUNS, "model": MODELS, "snapshot": SNAPSHOTS, "cycle": CYCLES}
