@@ -80,7 +80,7 @@ def test_before_the_first_champion_there_is_none_and_the_refused_are_told(fresh)
 def test_a_model_that_serves_again_has_two_reigns(fresh):
     for n, day in ((1, 0), (2, 1), (1, 2)):
         fresh.append("champion.set", f"champion:{day}", {"model": digest(f"model {n}"), "run": f"retrain-{n}", "snapshot": "", "as_of": iso(START + timedelta(days=day)), "decision": "refresh"}, START)
-    assert [n["id"] for n in lineage(fresh, digest("model 1"))["down"]] == ["entry 1", "entry 3"]
+    assert [n["id"] for n in lineage(fresh, digest("model 1"))["down"]] == ["entry 2", "entry 4"] # The first entry is the key
     assert live(fresh, START + timedelta(days=1, hours=1))["model"] == digest("model 2")
 
 

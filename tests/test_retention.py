@@ -152,7 +152,7 @@ def test_the_catalog_is_not_believed(book):
     anchored(book)
     with book.engine.begin() as c: c.exec_driver_sql("DELETE FROM mentions")
     assert collect(book, delete=True, now=now() + LATER)["files"] == 1
-    entry = book.ask(ledger.entries)[0]
+    entry = book.ask(ledger.entries)[1] # The first is the key
     assert book.artifacts.has(entry.body["recipe"])
 
 
@@ -192,6 +192,6 @@ def test_the_command_looks_and_removes_only_when_told(book, capsys):
     capsys.readouterr()
     assert main(["gc", "--root", str(book.root), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["deleted"], told["files"]) == (False, 0) and any("so young" in h["why"] for h in told["kept"]) and any("named by entry 1" in h["why"] for h in told["kept"])
+    assert (told["deleted"], told["files"]) == (False, 0) and any("so young" in h["why"] for h in told["kept"]) and any("named by entry 2" in h["why"] for h in told["kept"])
     assert main(["gc", "--delete", "--root", str(book.root)]) == 0 and loose.exists()
     assert "nothing may go" in capsys.readouterr().out

@@ -82,10 +82,10 @@ def _files(
 
 # %% ../../nbs/loop/45_retention.ipynb #b7c85473
 HEX = "[0-9a-f]"
-PLACES = {"artifact": rf"artifacts/{HEX}{{2}}/(?P<digest>{HEX}{{64}})", "manifest": rf"snapshots/manifests/(?P<digest>{HEX}{{64}})\.json",
-          "rows": rf"snapshots/files/{HEX}{{2}}/(?P<digest>{HEX}{{64}})\.parquet", "profile": rf"profiles/(?P<digest>{HEX}{{64}})\.html",
-          "unfinished": rf"(artifacts|snapshots|profiles|openlineage)/(.*/)?\.[^/]+\.{HEX}{{16}}\.tmp"}
-NOT_JUDGED = {r"ledger\.db(-.*)?": "the ledger itself", "lock": "the lock of this workbench", "openlineage/.*": "what was told to others", "wandb/.*": "the W&B mirror's own"}
+PLACES = {"artifact": rf"artifacts/({HEX}{{2}}/)?(?P<digest>{HEX}{{64}})", "manifest": rf"snapshots/manifests/(?P<digest>{HEX}{{64}})\.json",
+          "rows": rf"snapshots/files/{HEX}{{2}}/(?P<digest>{HEX}{{64}})\.parquet",
+          "unfinished": rf"(artifacts|snapshots|keys)/(.*/)?\.[^/]+\.{HEX}{{16}}\.tmp"}
+NOT_JUDGED = {r"ledger\.db(-.*)?": "the ledger itself", "lock": "the lock of this workbench", r"keys/[^.].*": "a key of the ledger; what a retired one signed stays valid"}
 
 def place(
     path:str # Relative to the store
