@@ -112,5 +112,5 @@ def test_killed_at_every_change_it_is_old_or_new(base, operation, tmp_path, caps
         assert before in (old, new), f"killed at {point}: neither old nor new"
         assert after == new, f"killed at {point}: the next turn did not carry on"
         found["old" if before == old else "new"] += 1
-    assert len(points) >= 8 and found["old"] # Some were killed early enough to matter
+    assert len(points) >= 5 and found["old"] # Some were killed early enough to matter
     with capsys.disabled(): print(f"\n{operation}: killed at {len(points)} calls: {found['old']} times the old state, {found['new']} times the new one, 0 between")

@@ -10,6 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from retrain_nb.digest import canonical
 from retrain_nb.records import RetrainError, UsageError, VerificationError
 from retrain_nb.stores import database, ledger, turns
 from retrain_nb.stores.database import SCHEMA, open_database, reading, schema_version
@@ -39,7 +40,12 @@ def format_1(url):
     "A database as the first version left it, with two entries; gives these as plain rows"
     run(url, *FORMAT_1[url.partition(":")[0].partition("+")[0]])
     engine = database._engine(url, 1)
-    with engine.begin() as c: written = [ledger.append(c, "test.fact", f"k{i}", {"i": i}, AT) for i in range(2)]
+    written = []
+    for seq in (1, 2):
+        key, body = f"k{seq - 1}", {"i": seq - 1}
+        leaf = ledger.entry_leaf(seq, "test.fact", key, AT, canonical(body).decode())
+        with engine.begin() as c: c.execute(ledger.table.insert().values(seq=seq, kind="test.fact", key=key, at=AT, body=canonical(body).decode(), leaf=leaf))
+        written.append(ledger.Entry(seq=seq, kind="test.fact", key=key, at=AT, body=body, leaf=leaf))
     engine.dispose()
     return written
 
