@@ -17,15 +17,16 @@ import tomllib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import pandas as pd
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from ..records import FAIL, INSUFFICIENT, PASS, SettingsError, Verdict, combine
 from ..windows import iso, parse_time
+
+if TYPE_CHECKING: # Only names for the type checker: who reads a contract loads no pandas
+    import pandas as pd
 
 # %% ../../nbs/stages/10_contract.ipynb #ab73871e
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]                # "5" is not 5
@@ -121,6 +122,7 @@ def _rows_finding(
     kept:str     # What is right about all of them, if it is
 ) -> Finding:
     "FAIL if any row is bad, else PASS"
+    import numpy as np
     flags = np.asarray(bad)
     count = int(flags.sum())
     reason = f"{count:,} of {len(flags):,} rows {broken}" if count else f"all {len(flags):,} rows {kept}"
@@ -133,9 +135,10 @@ HELD = {"string": "text", "boolean": "flag", "integer": "number", "floating": "n
         "empty": "empty"} # What pandas calls what an untyped column holds
 
 def _kind(
-    column:pd.Series # Any
+    column:"pd.Series" # Any
 ) -> str:            # number, flag, text, time, empty, or else the name of its dtype
     "What `column` holds"
+    import pandas as pd
     dtype = column.dtype
     if isinstance(dtype, pd.DatetimeTZDtype): return "time" if str(dtype.tz) == "UTC" else str(dtype)
     if pd.api.types.is_bool_dtype(dtype) and not isinstance(dtype, pd.CategoricalDtype): return "flag"
@@ -147,7 +150,7 @@ def _kind(
 
 # %% ../../nbs/stages/10_contract.ipynb #40d12e5b
 def _presence(
-    frame:pd.DataFrame, # Rows
+    frame:"pd.DataFrame", # Rows
     name:str,           # Column that is wanted
     kind:str            # What it should hold, one of `FITS`
 ) -> Finding:
@@ -164,11 +167,12 @@ def _presence(
 
 # %% ../../nbs/stages/10_contract.ipynb #40d0550c
 def _freshness(
-    times:pd.Series, # When each row was due, UTC
+    times:"pd.Series", # When each row was due, UTC
     limit:float,     # Days
     as_of:datetime   # UTC
 ) -> Finding:
     "How old is the newest row that is not from the future?"
+    import pandas as pd
     newest = times[times <= as_of].max()
     if pd.isna(newest): return Finding(Verdict(name="freshness", outcome=INSUFFICIENT, reason="no row has a time up to now", n=0))
     age = (as_of - newest).total_seconds()/86400
@@ -177,11 +181,12 @@ def _freshness(
 
 # %% ../../nbs/stages/10_contract.ipynb #709e9fa6
 def _table_findings(
-    frame:pd.DataFrame, # Rows, at least one
+    frame:"pd.DataFrame", # Rows, at least one
     rules:TableRules,   # Promises
     as_of:datetime      # UTC
 ) -> list[Finding]:
     "Size, key, time and freshness"
+    import pandas as pd
     n, key, time = len(frame), _presence(frame, rules.key, "key"), _presence(frame, rules.time, "time")
     found = [Finding(Verdict(name="rows", outcome=PASS if n >= rules.min_rows else INSUFFICIENT, value=n, threshold=rules.min_rows, n=n,
                              reason=f"{n:,} rows, at least {rules.min_rows:,} are needed"))]
@@ -251,10 +256,12 @@ def schema(
 
 # %% ../../nbs/stages/10_contract.ipynb #4fa50568
 def _to_polars(
-    column:pd.Series, # Of the right kind
+    column:"pd.Series", # Of the right kind
     kind:str          # As the contract has it
 ) -> Any:             # A polars series
     "`column` for polars; numbers and flags as float64 with NaN"
+    import numpy as np
+    import pandas as pd
     import polars as pl
     name = str(column.name)
     if kind in ("number", "flag"):
@@ -307,7 +314,7 @@ def _column_finding(
 
 # %% ../../nbs/stages/10_contract.ipynb #ff3e3b04
 def _column_findings(
-    frame:pd.DataFrame, # Rows, at least one
+    frame:"pd.DataFrame", # Rows, at least one
     contract:Contract   # Promises
 ) -> list[Finding]:     # What failed, then one finding for all that passed
     "Presence, kind and values of every column that the contract names"
@@ -330,11 +337,12 @@ def _column_findings(
 
 # %% ../../nbs/stages/10_contract.ipynb #2ea23322
 def _offending(
-    frame:pd.DataFrame,     # Rows
+    frame:"pd.DataFrame",   # Rows
     contract:Contract,      # Says what is personal
     found:list[Finding]     # From the checks
-) -> pd.DataFrame:          # `rule`, `rows` (how many broke it), key, time, and the columns in question; at most `SHOWN` rows
+) -> "pd.DataFrame":        # `rule`, `rows` (how many broke it), key, time, and the columns in question; at most `SHOWN` rows
     "Some of the rows that broke a promise"
+    import pandas as pd
     broken = [f for f in found if f.rows]
     each = max(1, SHOWN//max(1, len(broken)))
     picks = [(f, row) for f in broken for row in f.rows[:each]][:SHOWN]
@@ -349,14 +357,15 @@ def _offending(
 class Checked:
     "What came of a check"
     verdict:Verdict         # PASS, FAIL or INSUFFICIENT, with a part for each promise that was broken
-    offending:pd.DataFrame  # Some of the rows that broke one; empty if none did
+    offending:"pd.DataFrame" # Some of the rows that broke one; empty if none did
 
 def check_contract(
-    frame:pd.DataFrame, # Rows as known at `as_of`
+    frame:"pd.DataFrame", # Rows as known at `as_of`
     contract:Contract,  # What they promise
     as_of:datetime      # UTC; nothing may be later, and age is counted from here
 ) -> Checked:
     "Hold `frame` to `contract`; never raises"
+    import pandas as pd
     found:list[Finding] = []
     offending = pd.DataFrame(columns=["rule", "rows"])
     try:
