@@ -445,6 +445,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'retrain_nb/services/figures.py'),
                                              'retrain_nb.services.figures._rail': ( 'services/figures.html#_rail',
                                                                                     'retrain_nb/services/figures.py'),
+                                             'retrain_nb.services.figures._reduced': ( 'services/figures.html#_reduced',
+                                                                                       'retrain_nb/services/figures.py'),
                                              'retrain_nb.services.figures._stream_words': ( 'services/figures.html#_stream_words',
                                                                                             'retrain_nb/services/figures.py'),
                                              'retrain_nb.services.figures.calibration': ( 'services/figures.html#calibration',
