@@ -35,7 +35,8 @@ def unprivileged(): # -> keywords for `subprocess`: PostgreSQL refuses to run as
 def postgres_server():
     "A server of our own, on a socket in a temporary folder: real, with `fsync` on, and gone when the tests end"
     programs = postgres_programs()
-    if programs is None: pytest.fail(f"no PostgreSQL on this machine. apt-get install postgresql.")
+    if programs is None and not os.environ.get("CI"): pytest.skip("no PostgreSQL here; `apt-get install postgresql` brings it, and CI always has it")
+    if programs is None: pytest.fail("no PostgreSQL on this machine: apt-get install postgresql.")
     folder, who = Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp")), unprivileged() # A short path: a socket's name holds 107 bytes
     if who: os.chown(folder, who["user"], who["group"])
     try:
@@ -61,8 +62,6 @@ def new_database(request, tmp_path):
         yield lambda: f"sqlite:///{tmp_path}/{next(NUMBERS)}.db"
         return
     if os.environ.get(WITHOUT) == "1": pytest.skip(f"{WITHOUT}=1: PostgreSQL is left untested")
-    if postgres_programs() is None and not os.environ.get("CI"):
-        pytest.skip("no PostgreSQL here; `apt-get install postgresql` brings it, and CI always has it")
     server, name = request.getfixturevalue("postgres_server").address, f"test_{next(NUMBERS)}"
     run_on(server.format("postgres"), f"CREATE DATABASE {name}") # Not dropped: that would take longer than the test, and the server goes anyway
     def make(): # The first is the database itself, each further one a schema in it, which is as good as a database and made at once
