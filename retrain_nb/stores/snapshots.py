@@ -99,7 +99,7 @@ def _to_arrow(
         texts = column.astype("category").cat
         codes, names = _sorted_values(texts.codes.to_numpy(), pa.array(texts.categories, type=pa.string()))
         return pa.DictionaryArray.from_arrays(pa.array(codes, mask=codes < 0), names)
-    except (pa.ArrowException, UnicodeError) as e:
+    except (pa.ArrowException, ValueError) as e: # pandas may find two equal lone surrogates to be two
         raise DataError(f"column `{column.name}` cannot be stored exactly: {e}.",
                         "Round times to microseconds, and use text that is valid Unicode.") from e
 
