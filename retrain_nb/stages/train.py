@@ -18,6 +18,7 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..digest import digest
@@ -231,12 +232,19 @@ def questions(
     leaves:int=10_000 # A model with more of them is asked about evenly spread ones
 ) -> "np.ndarray":    # float64 (rows, columns); the first is all zero
     "Rows that lead to the leaves of `booster`, as many for each as it has edges: one to three"
-    ways = [way for tree in _trees(booster) for way in _ways(tree)]
-    chosen = [{f: _edges(room) for f, room in way.items()} for way in ways[::math.ceil(len(ways)/leaves) or 1]]
-    rows = [{f: e[min(i, len(e) - 1)] for f, e in way.items()} for way in chosen for i in range(max(map(len, way.values())))]
     import numpy as np
-    asked = np.zeros((len(rows) + 1, len(booster.partition("\nfeature_names=")[2].partition("\n")[0].split())))
-    for n, row in enumerate(rows, 1): asked[n, list(row)] = list(row.values())
+    ways, edges = [way for tree in _trees(booster) for way in _ways(tree)], cache(_edges) # Leaves of one branch share its rooms
+    at, features, values, n = list[int](), list[int](), list[float](), 1
+    for way in ways[::math.ceil(len(ways)/leaves) or 1]:
+        many = max(len(edges(room)) for room in way.values())
+        for feature, room in way.items():
+            found = edges(room)
+            at += range(n, n + many)
+            features += [feature]*many
+            values += found + found[-1:]*(many - len(found))
+        n += many
+    asked = np.zeros((n, len(booster.partition("\nfeature_names=")[2].partition("\n")[0].split())))
+    asked[at, features] = values
     return asked
 
 # %% ../../nbs/stages/12_train.ipynb #797a3b39
@@ -244,8 +252,8 @@ def canary(
     booster:str      # LightGBM model text
 ) -> dict[str, Any]: # JSON values; the same for the same model
     "What `booster` answers to its own `questions`"
-    model, rows = _open(booster), questions(booster)
     import numpy as np
+    model, rows = _open(booster), questions(booster)
     raw = np.asarray(model.predict(rows, raw_score=True, num_threads=1), dtype="<f8")
     some = np.asarray(model.predict(rows[np.linspace(0, len(rows) - 1, 8).astype(int)], num_threads=1), dtype="float64")
     if not (np.isfinite(raw).all() and np.isfinite(some).all()): raise DataError("the model gives answers that are not finite.", "Train it again.")
