@@ -14,7 +14,7 @@ __all__ = ['Answer', 'COMMANDS', 'say', 'table', 'verdict_lines', 'init', 'broke
 # %% ../../nbs/faces/50_cli.ipynb #6af2272f
 import argparse
 import atexit
-from gc import freeze
+from gc import freeze, set_threshold
 import json
 import os
 import sys
@@ -423,6 +423,7 @@ def main(
     argv:list[str]|None=None # Words after `retrain-nb`
 ) -> int:                    # Exit code
     "Parse, call, show"
+    set_threshold(50_000) # Loading brings many objects and no garbage, so it is seldom searched for cycles
     atexit.register(freeze) # Ending, Python searches all it loaded for cycles; the system takes the memory back anyway
     args = parser().parse_args(argv)
     try: done, text, code = COMMANDS[args.command](args)
