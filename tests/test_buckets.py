@@ -71,7 +71,8 @@ class Server:
     def stop(self):
         with suppress(ProcessLookupError): os.killpg(self.process.pid, signal.SIGKILL) # Asked politely, one of the two takes 15 s
         self.process.wait(20)
-        for sock in Path("/tmp").glob(f"seaweedfs-*-{self.ports[0]}.sock"): sock.unlink()
+        for port in self.ports: # It leaves its sockets where no setting can move them
+            for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"): left.unlink()
 
     def options(self, port=None):
         return {"key": KEY, "secret": SECRET, "endpoint_url": f"http://127.0.0.1:{port or self.ports[6]}", "config_kwargs": HASTY,
