@@ -23,7 +23,6 @@ from sqlalchemy.engine import Connection
 from ..services import openlineage
 from ..services.openlineage import Account
 from ..services.workbench import Workbench
-from ..stages.contract import parse_contract
 from ..stores import catalog, database, ledger
 from ..windows import iso
 
@@ -54,6 +53,7 @@ def account(
     planned:dict[str, Any]  # Body of `run.planned`
 ) -> Account:
     "What the events of a run have in common"
+    from retrain_nb.stages.contract import parse_contract # Loads pandas, which a cycle with nothing to tell does without
     kept = lambda name: json.loads(book.artifacts.get(name)) if name else {}
     given = planned.get("parameters") or {}
     snapshot, contract = given.get("snapshot"), kept(given.get("settings")).get("contract")
