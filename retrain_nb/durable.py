@@ -148,6 +148,13 @@ def write_atomic(
     return Path(path)
 
 # %% ../nbs/04_durable.ipynb #bc0b1733
+def _touch(path:Path) -> bool: # Whether it is still there
+    "Let `path` count as written just now"
+    try: os.utime(path)
+    except FileNotFoundError: return False
+    except OSError: pass # Another user's file, or a disk that only reads: it stays as old as it is
+    return True
+
 def write_once(
     path:Path,             # Where
     data:bytes|memoryview, # The whole file
@@ -158,7 +165,7 @@ def write_once(
     if not path.exists() and _place(path, data, keep=True, mode=mode): return True
     if path.read_bytes() == data:
         _sync_folder(path.parent) # The writer before us may have been killed before it got here
-        return False
+        return False if _touch(path) else write_once(path, data, mode)
     raise VerificationError(f"{path} is there with other bytes than it should have.", "Move it aside, keep it as evidence, and run again.")
 
 # %% ../nbs/04_durable.ipynb #ee460a90

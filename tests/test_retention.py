@@ -3,8 +3,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrain_nb.digest import canonical, digest
+from retrain_nb.durable import write_once
 from retrain_nb.faces.cli import main
 from retrain_nb.loop import retention
+from retrain_nb.loop.audit import audit_book
 from retrain_nb.loop.retention import collect, survey
 from retrain_nb.mentions import ARTIFACTS, names
-from retrain_nb.records import LockedError, RetrainError, UsageError, as_json
+from retrain_nb.records import LockedError, RetrainError, UsageError, VerificationError, as_json
 from retrain_nb.services.workbench import furnish, open_workbench
 from retrain_nb.stores import ledger
 
@@ -130,7 +134,7 @@ def test_a_folder_that_becomes_a_link_between_looking_and_removing_is_found(book
     outside = tmp_path/"elsewhere"
     shutil.move(loose.parent, outside)
     loose.parent.symlink_to(outside)
-    with pytest.raises(RetrainError, match="leads out of the store"): retention._remove(book.store, held)
+    with pytest.raises(RetrainError, match="leads out of the store"): retention._remove(book, held, now().timestamp())
     assert (outside/loose.name).exists()
 
 
@@ -195,3 +199,177 @@ def test_the_command_looks_and_removes_only_when_told(book, capsys):
     assert (told["deleted"], told["files"]) == (False, 0) and any("so young" in h["why"] for h in told["kept"]) and any("named by entry 2" in h["why"] for h in told["kept"])
     assert main(["gc", "--delete", "--root", str(book.root)]) == 0 and loose.exists()
     assert "nothing may go" in capsys.readouterr().out
+
+
+# --- In a bucket, under the knife, and with a ledger that lies ---
+
+@pytest.fixture
+def far(empty, tmp_path):
+    "The same workbench with its artifacts in a bucket"
+    root = Path(shutil.copytree(empty, tmp_path/"far"))
+    text = (root/"settings.ini").read_text()
+    (root/"settings.ini").write_text(text.replace("[workbench]\n", f"[workbench]\nartifacts = memory://{digest(str(tmp_path))[:12]}\n"))
+    return open_workbench(root)
+
+
+def mixed(book):
+    "Two named artifacts and a named snapshot; two artifacts, two snapshots, a month and half a file that nothing names"
+    names_ = [book.artifacts.put(canonical({"n": n}), "recipe") for n in range(4)]
+    frozen = [book.snapshots.freeze(rows(seed), "t").digest for seed in range(3)]
+    month = b"of a freeze that was killed"
+    write_once(book.snapshots.folder/"files"/digest(month)[:2]/f"{digest(month)}.parquet", month)
+    (book.store/"snapshots"/f".x.json.{'0f'*8}.tmp").write_bytes(b"half")
+    book.append("note", "mixed", {"recipe": names_[0], "deep": [{"source_code": [names_[1]]}], "parameters": {"snapshot": frozen[0]}}, now())
+    return names_, frozen
+
+
+def named(book): return {pair for e in book.ask(ledger.entries) for pair in names(e.body)}
+
+
+def assert_all_that_is_named_is_whole(book):
+    for name, role in named(book):
+        if role == "snapshot": assert len(book.snapshots.read(name)) == book.snapshots.describe(name).rows
+        else: assert digest(book.artifacts.get(name)) == name
+    for name in book.snapshots.digests(): assert len(book.snapshots.read(name)) # No manifest without its months, named or not
+    assert audit_book(book)["verdict"] == "PASS"
+
+
+def assert_nothing_else_is_left(book):
+    left = {h.path for h in survey(book, now() + LATER) if not h.keep}
+    assert left == set() and set(book.artifacts.digests()) == {n for n, role in named(book) if role != "snapshot"}
+    assert set(book.snapshots.digests()) == {n for n, role in named(book) if role == "snapshot"}
+
+
+def test_a_bucket_is_cleaned_like_a_folder(far):
+    names_, frozen = mixed(far)
+    assert collect(far)["files"] == 0 and all("so young" in h.why for h in collect(far)["kept"] if names_[3] in h.path)
+    looked = collect(far, now=now() + LATER)
+    assert {far.artifacts.locate(n) for n in names_[2:]} <= {h.path for h in looked["free"]} and set(far.artifacts.digests()) == set(names_)
+    done = collect(far, delete=True, now=now() + LATER)
+    assert (done["files"], done["bytes"]) == (looked["files"], looked["bytes"]) and set(far.artifacts.digests()) == set(names_[:2])
+    assert_all_that_is_named_is_whole(far)
+    assert_nothing_else_is_left(far)
+
+
+def test_a_bucket_that_does_not_say_how_old_things_are_keeps_them(far):
+    from fsspec.implementations.memory import MemoryFileSystem
+    class Timeless(MemoryFileSystem):
+        def modified(self, path): raise NotImplementedError
+    names_, _ = mixed(far)
+    far.artifacts.shelf.__dict__["_at"] = (Timeless(skip_instance_cache=True), far.artifacts.shelf._at[1])
+    collect(far, delete=True, now=now() + LATER)
+    assert set(far.artifacts.digests()) == set(names_)
+    assert {h.first for h in survey(far, now() + LATER) if "does not say how old" in h.why} == {None}
+
+
+def killed_at(root, n):
+    "A cleaning in a process of its own, killed right after its n-th removal; gives the signal, 0 if it came to its end"
+    if (child := os.fork()) == 0:
+        remove, left = retention._remove, [n]
+        def and_die(*args):
+            remove(*args)
+            left[0] -= 1
+            if not left[0]: os.kill(os.getpid(), signal.SIGKILL)
+        retention._remove = and_die
+        try: collect(open_workbench(root), delete=True, now=now() + LATER)
+        finally: os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1])
+
+
+def test_killed_after_each_of_9_removals_it_leaves_what_is_named_whole_and_the_next_one_finishes(empty, tmp_path):
+    made, deaths = open_workbench(Path(shutil.copytree(empty, tmp_path/"made"))), 0
+    mixed(made)
+    made.engine.dispose()
+    for n in range(1, 11):
+        root = Path(shutil.copytree(tmp_path/"made", tmp_path/str(n)))
+        died, book = killed_at(root, n), open_workbench(root)
+        deaths += died == signal.SIGKILL
+        assert_all_that_is_named_is_whole(book)
+        assert collect(book, delete=True, now=now() + LATER)["files"] == (9 - n if died else 0)
+        assert_all_that_is_named_is_whole(book)
+        assert_nothing_else_is_left(book)
+        book.engine.dispose()
+    assert deaths == 9
+
+
+LIES = {"an entry cut out": "DELETE FROM entries WHERE seq = 2", "an entry that names nothing any more": "UPDATE entries SET body = '{}' WHERE seq = 2", "no JSON": "UPDATE entries SET body = 'x' WHERE seq = 2",
+        "the end cut off": "DELETE FROM entries WHERE seq = 3", "no tree": "DELETE FROM nodes", "no newest head": "DELETE FROM heads WHERE size = 3", "another kind": "UPDATE entries SET kind = 'other' WHERE seq = 2"}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_ledger_that_lies_has_nothing_removed(book, lie, capsys):
+    mixed(book)
+    book.append("note", "last", {"n": 1}, now())
+    with book.engine.begin() as c:
+        for trigger in c.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'trigger'").scalars().all(): c.exec_driver_sql(f"DROP TRIGGER {trigger}")
+        c.exec_driver_sql(LIES[lie])
+    before = {p: p.read_bytes() for folder in ("artifacts", "snapshots") for p in (book.store/folder).rglob("*") if p.is_file()}
+    for delete in (False, True):
+        with pytest.raises(VerificationError, match="the ledger does not verify.*othing was removed"): collect(book, delete=delete, now=now() + LATER)
+    assert {p: p.read_bytes() for folder in ("artifacts", "snapshots") for p in (book.store/folder).rglob("*") if p.is_file()} == before
+    assert main(["gc", "--delete", "--root", str(book.root)]) == 6 and "retrain-nb verify" in capsys.readouterr().err
+
+
+def test_a_ledger_that_nobody_signed_is_cleaned_too(empty, tmp_path):
+    root = Path(shutil.copytree(empty, tmp_path/"old"))
+    shutil.rmtree(root/".retrain")
+    shutil.copytree(Path(__file__).parent/"fixtures"/"format1", root/".retrain")
+    book = open_workbench(root)
+    before, orphan = {*book.artifacts.digests(), *book.snapshots.digests()}, book.artifacts.put(b'{"n": 1}', "record")
+    assert len(before) == 14 and [h.path for h in collect(book, delete=True, now=now() + LATER)["free"]] == [f"artifacts/{orphan}"]
+    assert {*book.artifacts.digests(), *book.snapshots.digests()} == before
+    assert_all_that_is_named_is_whole(book)
+
+
+def test_a_manifest_that_is_gone_keeps_every_month_too(book):
+    anchored(book)
+    snapshots = [book.snapshots.freeze(rows(seed), "t") for seed in (0, 1)]
+    book.append("run.planned", "p", {"run": "r", "parameters": {"snapshot": snapshots[0].digest}}, now())
+    path = book.store/"snapshots"/"manifests"/f"{snapshots[0].digest}.json"
+    text = path.read_bytes()
+    path.unlink()
+    done = collect(book, delete=True, now=now() + LATER)
+    assert not any(h.path.endswith(".parquet") for h in done["free"]) and done["files"] == 2
+    path.write_bytes(text)                                                 # Put back from a copy
+    assert len(book.snapshots.read(snapshots[0].digest)) == snapshots[0].rows
+
+
+def while_it_works(monkeypatch, act):
+    "Do something in the middle of a cleaning: a page run by hand holds no lock"
+    remove, done = retention._remove, []
+    def and_act(*args):
+        if not done: done.append(act())
+        return remove(*args)
+    monkeypatch.setattr(retention, "_remove", and_act)
+    monkeypatch.setattr(retention, "BATCH", 1)
+
+
+def test_what_is_named_while_it_works_stays(book, monkeypatch):
+    names_, frozen = mixed(book)
+    monkeypatch.setattr(retention, "GRACE", timedelta(0))
+    while_it_works(monkeypatch, lambda: open_workbench(book.root).append("note", "by hand", {"snapshot": frozen[2], "recipe": max(names_[2:])}, now()))
+    collect(book, delete=True, now=now() + LATER)
+    assert frozen[2] in book.snapshots.digests() and book.artifacts.has(max(names_[2:]))
+    assert_all_that_is_named_is_whole(book)
+
+
+def test_what_is_asked_for_while_it_works_stays(book, monkeypatch):
+    names_, frozen = mixed(book)
+    time.sleep(1.1)
+    until = now() + timedelta(days=1) - timedelta(seconds=.5)              # All of it is just old enough
+    def by_hand():
+        book.snapshots.freeze(rows(2), "t")                                # Finds everything there, and is about to name it
+        book.artifacts.put(book.artifacts.get(max(names_[2:])), "recipe")
+    while_it_works(monkeypatch, by_hand)
+    assert len([h for h in survey(book, until) if not h.keep]) == 9
+    collect(book, delete=True, now=until)
+    assert frozen[1] not in book.snapshots.digests() and len(book.snapshots.read(frozen[2])) and book.artifacts.has(max(names_[2:]))
+
+
+def test_it_stops_when_another_has_taken_over(book, monkeypatch):
+    mixed(book)
+    def taken_over():
+        with book.engine.begin() as c: c.exec_driver_sql("UPDATE leases SET fence = fence + 1, holder = 'other'")
+    while_it_works(monkeypatch, taken_over)
+    with pytest.raises(LockedError, match="taken over its work"): collect(book, delete=True, now=now() + LATER)
+    assert len([h for h in survey(book, now() + LATER) if not h.keep]) == 8

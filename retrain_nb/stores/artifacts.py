@@ -13,6 +13,7 @@ __all__ = ['KINDS', 'check_format', 'Artifacts']
 # %% ../../nbs/stores/21_artifacts.ipynb #f26b8742
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from fastcore.basics import patch
 from ..digest import digest as digest_of
 from ..durable import DIGEST, RESTORE, check_bytes, read_checked, remove_file, safe_digest, write_atomic, write_once
 from ..records import RetrainError, UsageError, VerificationError
+from ..windows import parse_time
 
 # %% ../../nbs/stores/21_artifacts.ipynb #da75da43
 KINDS = {"model": "json", "recipe": "json", "settings": "json", "contract": "toml", "notebook": "json", "report": "html", "profile": "html",
@@ -56,6 +58,10 @@ class _Folder:
     def size(self, digest:str) -> int|None:
         path = self.locate(digest)
         return path.stat().st_size if path.is_file() else None
+
+    def written(self, digest:str) -> datetime|None:
+        path = self.locate(digest)
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC) if path.is_file() else None
 
     def names(self) -> list[str]:
         return sorted(p.name for p in (*self.root.glob("*"), *self.root.glob("??/*")) if DIGEST.fullmatch(p.name) and p == self.locate(p.name))
@@ -114,10 +120,17 @@ class _Objects:
         with _far("remove", self.locate(digest)): self._fs().rm_file(self._key(digest))
         return True
 
-    def names(self) -> list[str]:
+    def sizes(self) -> dict[str, int]:
         with _far("list", self.url):
-            found = ((path, path.rpartition("/")[2]) for path in self._fs().find(self._at[1]))
-            return sorted(name for path, name in found if DIGEST.fullmatch(name) and path == self._key(name))
+            found = ((path.rpartition("/")[2], path, told["size"]) for path, told in self._fs().find(self._at[1], detail=True).items())
+            return {name: size for name, path, size in sorted(found) if DIGEST.fullmatch(name) and path == self._key(name)}
+
+    def names(self) -> list[str]: return list(self.sizes())
+
+    def written(self, digest:str) -> datetime|None:
+        with _far("look at", self.locate(digest)):
+            try: return parse_time(self._fs().modified(self._key(digest)))
+            except (FileNotFoundError, NotImplementedError): return None
 
 # %% ../../nbs/stores/21_artifacts.ipynb #ff160dec
 class _Bucket(_Objects):
@@ -215,3 +228,16 @@ def as_file(self:Artifacts,
 ) -> Path:      # The artifact's own file, or the copy, under the same name
     "A file of this machine with these bytes, for a program that reads files only"
     return self.path(digest) if isinstance(self.shelf, _Folder) else write_atomic(Path(folder)/safe_digest(digest), self.get(digest))
+
+# %% ../../nbs/stores/21_artifacts.ipynb #c96b4908
+@patch
+def objects(self:Artifacts) -> dict[str, int]: # Digest to bytes, in order of their names; empty if the artifacts are in a folder
+    "What there is in a bucket, and how large it is"
+    return {} if isinstance(self.shelf, _Folder) else self.shelf.sizes()
+
+@patch
+def written(self:Artifacts,
+    digest:str      # Of an artifact
+) -> datetime|None: # UTC, by the clock of the disk or the server; `None` if it is not there, or the server does not say
+    "When the artifact was put, or in a folder put again"
+    return self.shelf.written(digest)
