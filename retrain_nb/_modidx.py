@@ -816,6 +816,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'retrain_nb/stages/contract.py'),
                                             'retrain_nb.stages.contract._offending': ( 'stages/contract.html#_offending',
                                                                                        'retrain_nb/stages/contract.py'),
+                                            'retrain_nb.stages.contract._pandera': ( 'stages/contract.html#_pandera',
+                                                                                     'retrain_nb/stages/contract.py'),
                                             'retrain_nb.stages.contract._presence': ( 'stages/contract.html#_presence',
                                                                                       'retrain_nb/stages/contract.py'),
                                             'retrain_nb.stages.contract._range': ( 'stages/contract.html#_range',

@@ -12,6 +12,7 @@ __all__ = ['Share', 'Number', 'Count', 'STRICT', 'SECTIONS', 'SHOWN', 'FITS', 'H
 
 # %% ../../nbs/stages/10_contract.ipynb #71870b4d
 import difflib
+import importlib
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
@@ -242,13 +243,24 @@ def column_rules(
     return found
 
 # %% ../../nbs/stages/10_contract.ipynb #79df04f2
+def _pandera() -> Any:
+    "`pandera.polars`, without Hypothesis: it would load it for strategies that no check needs, and take as long as all the checks"
+    hidden = "hypothesis" not in sys.modules
+    if hidden: sys.modules["hypothesis"] = None # type: ignore[assignment] # pandera asks whether it is there, and does without
+    try:
+        importlib.import_module("pandera.backends.polars.builtin_checks")
+        return importlib.import_module("pandera.polars")
+    finally:
+        if hidden: del sys.modules["hypothesis"]
+
+# %% ../../nbs/stages/10_contract.ipynb #be3701f7
 def schema(
     contract:Contract,     # Any
     columns:Iterable[str]  # Which of its columns
 ) -> Any:                  # A `pandera.polars.DataFrameSchema`
     "The promises of `columns` as pandera checks; each names at most `SHOWN` rows"
-    import pandera.polars as pa
     import polars as pl
+    pa = _pandera()
     def check(rule:Rule) -> Any:
         return pa.Check(lambda data: data.lazyframe.select(~rule.bad(pl.col(data.key))), name=rule.name, n_failure_cases=SHOWN)
     return pa.DataFrameSchema({name: pa.Column(None, [check(rule) for rule in column_rules(contract.columns[name])], nullable=True)
