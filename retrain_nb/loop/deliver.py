@@ -61,7 +61,7 @@ def account(
     rows = book.snapshots.describe(snapshot) if snapshot else None
     adapter = book.ask(catalog.snapshot, snapshot)["source"]["adapter"] if snapshot else ""
     return Account(workbench=book.settings.workbench.name, planned=planned, recipe=kept(planned.get("recipe")), snapshot=rows, adapter=adapter,
-                   hidden=(*tags.tagged("personal"), *tags.tagged("forbidden")) if tags else None)
+                   hidden=tags.hidden if tags else None)
 
 # %% ../../nbs/loop/41_deliver.ipynb #38e7c0dd
 def _entry(connection:Connection, seq:int) -> ledger.Entry: # By its key, which an index knows

@@ -249,9 +249,9 @@ def view(self:Workbench) -> FeatureView:
     found = self.load(self.settings.features.view)
     if not isinstance(found, FeatureView):
         raise SettingsError(f"[features] view: `{self.settings.features.view}` is a {type(found).__name__}.", "Name a `FeatureView`.")
-    kept_out = set(found.columns) & {*self.contract.tagged("personal"), *self.contract.tagged("forbidden")}
+    kept_out = set(found.columns) & set(self.contract.withheld)
     if kept_out: raise SettingsError(f"view `{found.name}` looks at {', '.join(sorted(kept_out))}, which the contract tags as personal or forbidden.",
-                                     "Take it out of the view; such columns never reach a model.")
+                                     "Take it out of the view, or let a person decide: `tag = \"granted\"` in the contract.")
     return found
 
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46
