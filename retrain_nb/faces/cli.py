@@ -9,7 +9,7 @@ FAIL, 4 INSUFFICIENT, 5 access refused, 6 verification failed, 75 another cycle 
 # %% auto #0
 __all__ = ['Answer', 'COMMANDS', 'say', 'table', 'verdict_lines', 'init', 'broken', 'cycle', 'run', 'status', 'tree_lines',
            'lineage_lines', 'show', 'live', 'gc', 'reproduce', 'journal', 'doctor', 'verify', 'checkpoint', 'export',
-           'key', 'rebuild', 'parser', 'main']
+           'key', 'rebuild', 'deliver', 'parser', 'main']
 
 # %% ../../nbs/faces/50_cli.ipynb #6af2272f
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from ..records import EXIT_CODES, RetrainError, UsageError, VerificationError
+from ..records import EXIT_CODES, RetrainError, UsageError, VerificationError, counted
 
 # %% ../../nbs/faces/50_cli.ipynb #782c9f4e
 def say(
@@ -282,10 +282,17 @@ def _checks(root:Path) -> list[tuple[str, Any]]:
     def rows() -> str:
         book = open_workbench(root)
         return f"{len(book.load(book.settings.source.rows)()):,} rows from {book.settings.source.rows}"
+    def lineage() -> str:
+        from retrain_nb.loop.deliver import refused, waiting
+        book = open_workbench(root)
+        if book.settings.lineage.mode == "off": return "off"
+        if no := [f"entry {r['seq']}: {r['why']}" for r in book.ask(refused)]:
+            raise RetrainError(f"{counted(len(no), 'event')} refused; {' '.join(no[:3])}", "Mend the receiver, then `retrain-nb deliver --again`.")
+        return f"{counted(len(book.ask(waiting)), 'event')} waiting"
     return [("python", lambda: sys.version.split()[0]), ("packages", lambda: ", ".join(f"{n} {metadata.version(n)}" for n in ("papermill", "lightgbm", "nbdev", "wandb", "ydata-profiling"))),
             ("sqlite", lambda: f"{sqlite3.sqlite_version}, journal mode {journal(open_workbench(root).engine)}"), ("disk", space), ("settings", lambda: open_workbench(root).settings.workbench.name),
             ("store", writable), ("contract", lambda: f"{len(open_workbench(root).contract.columns)} columns under contract"),
-            ("view", lambda: f"{len(open_workbench(root).view.columns)} features in view {open_workbench(root).view.name}"), ("source", rows)]
+            ("view", lambda: f"{len(open_workbench(root).view.columns)} features in view {open_workbench(root).view.name}"), ("source", rows), ("lineage", lineage)]
 
 # %% ../../nbs/faces/50_cli.ipynb #5fbcd34a
 def journal(
@@ -380,11 +387,23 @@ def rebuild(
     from retrain_nb.loop import audit
     book = _open(args)
     with book.lock(): count = audit.rebuild(book)
-    return {"entries": count}, f"made all views again from {count} entries", 0
+    return {"entries": count}, f"made all views again from {counted(count, 'entry', 'entries')}", 0
+
+def deliver(
+    args:argparse.Namespace # `again`
+) -> Answer:
+    "Tell others what they have not heard yet, as every cycle does"
+    from retrain_nb.loop import deliver as room
+    book = _open(args)
+    with book.lock(): done = room.deliver(book, say, again=args.again)
+    aside = book.ask(room.refused)
+    text = f"{counted(done['sent'], 'event')} sent, {done['waiting']} waiting, {len(aside)} refused"
+    lines = [f"  entry {r['seq']}, {r['at']}: {r['why']}" for r in aside]
+    return {**done, "set_aside": aside}, "\n".join([text, *([done["why"]] if done["why"] else []), *lines]), 3 if done["waiting"] or aside else 0
 
 # %% ../../nbs/faces/50_cli.ipynb #9632a913
 COMMANDS = {"init": init, "cycle": cycle, "run": run, "status": status, "show": show, "live": live, "reproduce": reproduce, "gc": gc, "doctor": doctor,
-            "verify": verify, "checkpoint": checkpoint, "export": export, "key": key, "rebuild": rebuild}
+            "verify": verify, "checkpoint": checkpoint, "export": export, "key": key, "rebuild": rebuild, "deliver": deliver}
 
 # %% ../../nbs/faces/50_cli.ipynb #502a4df5
 def parser() -> argparse.ArgumentParser:
@@ -412,6 +431,7 @@ def parser() -> argparse.ArgumentParser:
     made["checkpoint"].add_argument("file", nargs="?", help="write it there, with an OpenSSH signature beside it")
     made["checkpoint"].add_argument("--of", metavar="ENTRY", type=int, help="a proof that this entry is in the ledger")
     made["export"].add_argument("dir", help="a new folder")
+    made["deliver"].add_argument("--again", action="store_true", help="what was refused for good, too: the receiver has been mended")
     made["key"].add_argument("--rotate", action="store_true", help="make a new key, and hand over to it")
     made["key"].add_argument("--to", metavar="PATH", help="hand over to this OpenSSH key")
     made["key"].add_argument("--leaked", action="store_true", help="hand over because somebody else has the key")

@@ -27,7 +27,6 @@ from ..stores import keys, ledger
 from ..stores.artifacts import Artifacts
 from ..stores.database import open_database, reading
 from ..stores.snapshots import Snapshots
-from ..windows import iso
 
 # %% ../../nbs/loop/40_custody.ipynb #1f5c6993
 def checkpoint(
@@ -149,14 +148,12 @@ def hand_over(
     "Hand the ledger over to another key"
     if to is None and book.settings.ledger.key:
         raise UsageError("settings name the ledger's key, so a new one is not ours to make.", "Make one with `ssh-keygen -t ed25519`, and give it with `--to`.")
-    path = to or book.key_path.with_name("ledger.next")
-    if to is None and not path.exists(): keys.make_key(path, f"ledger of {book.settings.workbench.name}")
-    new, old = keys.load_key(path, book.signer.name), book.signer
-    with book.engine.begin() as connection:
-        book.vouch(connection, at)
-        body = {"origin": new.name, "vkey": new.vkey, "ssh": new.ssh, "previous": old.vkey, "reason": reason}
-        ledger.append(connection, "ledger.key", f"ledger.key:{new.vkey}", body, iso(at))
-        ledger.seal(connection, book.checkpoint)
+    path, old = to or book.key_path.with_name("ledger.next"), book.signer
+    with book.writing(at) as pen:
+        pen.vouch()
+        if to is None and not path.exists(): keys.make_key(path, f"ledger of {book.settings.workbench.name}")
+        new = keys.load_key(path, old.name)
+        pen.enter("ledger.key", f"ledger.key:{new.vkey}", {"origin": new.name, "vkey": new.vkey, "ssh": new.ssh, "previous": old.vkey, "reason": reason})
     if to is None: _move_in(book, path, old)
     return new.vkey
 
@@ -193,11 +190,10 @@ def replace_lost(
     if named is None: raise UsageError("this ledger never had a key.", "It gets one with its first entry.")
     if book.key_path.exists(): raise UsageError(f"the key is not lost: {book.key_path} is there.", "Hand over with `retrain-nb key --rotate`, or move it away.")
     left = book.key_path.with_name(f"{book.key_path.name}.pub")
-    if left.exists(): os.replace(left, left.with_name(f"ledger.lost-{named.body['vkey'].split('+')[1]}.pub"))
-    keys.make_key(book.key_path, f"ledger of {book.settings.workbench.name}")
-    vars(book).pop("signer", None)
-    body = {"origin": book.signer.name, "vkey": book.signer.vkey, "ssh": book.signer.ssh, "previous": named.body["vkey"], "reason": "lost"}
-    with book.engine.begin() as connection:
-        ledger.append(connection, "ledger.key", f"ledger.key:{book.signer.vkey}", body, iso(at))
-        ledger.seal(connection, book.checkpoint)
-    return book.signer.vkey
+    with book.writing(at, lost=True) as pen:
+        if left.exists(): os.replace(left, left.with_name(f"ledger.lost-{named.body['vkey'].split('+')[1]}.pub"))
+        keys.make_key(book.key_path, f"ledger of {book.settings.workbench.name}")
+        vars(book).pop("signer", None)
+        new = book.signer
+        pen.enter("ledger.key", f"ledger.key:{new.vkey}", {"origin": new.name, "vkey": new.vkey, "ssh": new.ssh, "previous": named.body["vkey"], "reason": "lost"})
+    return new.vkey
