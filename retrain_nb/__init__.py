@@ -9,6 +9,8 @@ Modules:
 - `retrain_nb.digest`: Are these two things the same, here and on another machine, today and in five years?
 - `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
+- `retrain_nb.faces.daily`: What do cron and the person who looks after it ask for?
+- `retrain_nb.faces.proofs`: What happened, and can it be proved?
 - `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
 - `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
