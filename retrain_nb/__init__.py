@@ -22,6 +22,7 @@ Modules:
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
+- `retrain_nb.promises`: What did the people who send the rows promise about them, and may they promise something else now?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?

@@ -121,6 +121,19 @@ def test_a_breach_of_contract_exits_3_and_shows_the_rows(parcels, capsys):
     assert "FAIL" in html and re.search(r"P0\d{4}", html)
 
 
+def test_a_contract_that_changed_trains_nothing_until_its_version_says_so(parcels, capsys):
+    champion = call(capsys, parcels, "status")[1]["champion"]
+    change(parcels, "contract.toml", "max = 20.0", "max = 15.0")
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"], done["run"]) == (3, "kept", "") and "[columns.load] max tightened from 20.0 to 15.0 (major)" in done["reasons"][0]["reason"]
+    change(parcels, "contract.toml", 'version = "1.0"', 'version = "1.1"')       # Not far enough
+    assert call(capsys, parcels, "cycle", "--now", APRIL)[0] == 3
+    assert call(capsys, parcels, "status")[1]["champion"] == champion
+    change(parcels, "contract.toml", 'version = "1.1"', 'version = "2.0"')
+    assert call(capsys, parcels, "cycle", "--now", APRIL)[1]["did"] == "refresh"
+    assert call(capsys, parcels, "verify")[0] == 0
+
+
 def test_stale_data_blocks_training(parcels, capsys):
     code, done = call(capsys, parcels, "cycle", "--now", "2024-06-01")
     assert (code, done["verdict"]) == (3, "FAIL")

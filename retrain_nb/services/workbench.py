@@ -38,7 +38,7 @@ from ..durable import write_atomic, write_once
 from ..notes import Checkpoint, checkpoint_text, sign_note
 from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json
 from ..settings import Settings, find_root, load_settings, policy
-from ..stages.contract import Contract, parse_contract
+from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
 from ..stages.signals import as_known_at, need_columns, need_utc
 from ..stages.train import fixed_params
