@@ -58,7 +58,7 @@ def verdict_lines(
     told = [leaf for leaf in _leaves(verdict) if leaf["outcome"] != "PASS" or leaf.get("interval")]
     rest = [leaf["name"] for leaf in _leaves(verdict) if leaf not in told]
     lines = [f"  {leaf['outcome']:<13}{leaf['name']}: {leaf['reason']}" for leaf in told]
-    if rest: lines.append(fill(f"{len(rest)} checks passed: {', '.join(rest)}", 110, initial_indent="  PASS         ", subsequent_indent=" "*15))
+    if rest: lines.append(fill(f"{counted(len(rest), 'check')} passed: {', '.join(rest)}", 110, initial_indent="  PASS         ", subsequent_indent=" "*15))
     return "\n".join(lines)
 
 # %% ../../nbs/faces/50_cli.ipynb #9fbc6217
@@ -232,7 +232,7 @@ def live(
     else:
         facts = {"run": done["run"], "snapshot": done["snapshot"][:12], "since": done["since"], "until": done["until"] or "now", "decision": f"{done['decision']}, by {done['by']}",
                  "reason": done["reason"], "rows": done["evidence"]["rows"], "report": done["evidence"]["report"], "ledger": f"entry {done['entry']['seq']}, leaf {done['entry']['leaf'][:12]}"}
-        text = [f"model {done['model']} served at {done['at']}", *(f"  {k:<10}{v}" for k, v in facts.items()), "", f"{len(done['safeguards'])} safeguards ran:",
+        text = [f"model {done['model']} served at {done['at']}", *(f"  {k:<10}{v}" for k, v in facts.items()), "", f"{counted(len(done['safeguards']), 'safeguard')} ran:",
                 *(f"  {s['outcome']:<13}{s['name']}: {s['reason']}" for s in done["safeguards"])]
     refused = [f"  {r['as_of']}  {r['run']}: {r['outcome']}, {r['reason']}" for r in done["refused"]]
     return done, "\n".join([*text, *(["", "refused in that time:", *refused] if refused else [])]), 0
@@ -245,7 +245,7 @@ def gc(
     from retrain_nb.loop.retention import collect
     from retrain_nb.records import as_json
     done = collect(_open(args), delete=args.delete, by=_who())
-    size = lambda held: f"{len(held):,} files, {sum(h.bytes for h in held):,} bytes"
+    size = lambda held: f"{counted(len(held), 'file')}, {counted(sum(h.bytes for h in held), 'byte')}"
     kept = table([{"kept": h.path, "bytes": h.bytes, "why": h.why} for h in done["kept"]])
     free = table([{"removed" if done["deleted"] else "may go": h.path, "bytes": h.bytes, "why": h.why} for h in done["free"]]) if done["free"] else "nothing may go"
     told = "removed" if done["deleted"] else "may go; --delete removes them" if done["free"] else "may go"
@@ -281,7 +281,7 @@ def _checks(root:Path) -> list[tuple[str, Any]]:
         with tempfile.NamedTemporaryFile(dir=open_workbench(root).store): return "the store can be written"
     def rows() -> str:
         book = open_workbench(root)
-        return f"{len(book.load(book.settings.source.rows)()):,} rows from {book.settings.source.rows}"
+        return f"{counted(len(book.load(book.settings.source.rows)()), 'row')} from {book.settings.source.rows}"
     def lineage() -> str:
         from retrain_nb.loop.deliver import refused, waiting
         book = open_workbench(root)
@@ -291,8 +291,8 @@ def _checks(root:Path) -> list[tuple[str, Any]]:
         return f"{counted(len(book.ask(waiting)), 'event')} waiting"
     return [("python", lambda: sys.version.split()[0]), ("packages", lambda: ", ".join(f"{n} {metadata.version(n)}" for n in ("papermill", "lightgbm", "nbdev", "wandb", "ydata-profiling"))),
             ("sqlite", lambda: f"{sqlite3.sqlite_version}, journal mode {journal(open_workbench(root).engine)}"), ("disk", space), ("settings", lambda: open_workbench(root).settings.workbench.name),
-            ("store", writable), ("contract", lambda: f"{len(open_workbench(root).contract.columns)} columns under contract"),
-            ("view", lambda: f"{len(open_workbench(root).view.columns)} features in view {open_workbench(root).view.name}"), ("source", rows), ("lineage", lineage)]
+            ("store", writable), ("contract", lambda: f"{counted(len(open_workbench(root).contract.columns), 'column')} under contract"),
+            ("view", lambda: f"{counted(len(open_workbench(root).view.columns), 'feature')} in view {open_workbench(root).view.name}"), ("source", rows), ("lineage", lineage)]
 
 # %% ../../nbs/faces/50_cli.ipynb #5fbcd34a
 def journal(
@@ -354,7 +354,7 @@ def export(
     "Copy the ledger and all it names to a folder for an auditor: no key, no settings, no views"
     from retrain_nb.loop import custody
     done = custody.export(_open(args), Path(args.dir).resolve())
-    text = f"{done['entries']} entries, {done['artifacts']} artifacts and {done['snapshot_files']} snapshot files in {args.dir}"
+    text = f"{counted(done['entries'], 'entry', 'entries')}, {counted(done['artifacts'], 'artifact')} and {counted(done['snapshot_files'], 'snapshot file')} in {args.dir}"
     return {**done, "folder": str(Path(args.dir).resolve())}, f"{text}\nto check: retrain-nb verify {args.dir}, or auditor.py from this package, which needs nothing else of it", 0
 
 # %% ../../nbs/faces/50_cli.ipynb #0a5a8957

@@ -18,7 +18,7 @@ from typing import Any
 from ..digest import digest, short
 from . import custody
 from .runs import mark_lost, page_path, plan, publish, run_page, tell_others
-from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, from_json, guard
+from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
 from ..services.workbench import Workbench
 from ..settings import policy
@@ -117,7 +117,7 @@ def cycle(
     if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False)
     with book.lock():
         if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False) # Another one did it just now
-        if lost := mark_lost(book): say(f"closed {len(lost)} run(s) whose process had died: {', '.join(lost)}")
+        if lost := mark_lost(book): say(f"closed {counted(len(lost), 'run')} whose process had died: {', '.join(lost)}")
         _ask_witness(book, say)
         say("reading the source and freezing what was known")
         snapshot, champion = book.freeze(as_of, datetime.now(UTC)), book.ask(catalog.champion)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from ..records import FAIL, INSUFFICIENT, PASS, SettingsError, Verdict, combine
+from ..records import FAIL, INSUFFICIENT, PASS, SettingsError, Verdict, combine, counted
 from ..windows import iso, parse_time
 
 if TYPE_CHECKING: # Only names for the type checker: who reads a contract loads no pandas
@@ -101,7 +101,7 @@ def parse_contract(
     except tomllib.TOMLDecodeError as e: raise SettingsError(f"the contract is not TOML: {e}.", "Look at the line it names.") from None
     except ValidationError as e:
         lines = "\n".join(f"  {_finding(error)}" for error in e.errors())
-        raise SettingsError(f"the contract has {e.error_count()} mistake(s):\n{lines}\n",
+        raise SettingsError(f"the contract has {counted(e.error_count(), 'mistake')}:\n{lines}\n",
                             "Every key is explained in the notebook `10_contract`.") from None
 
 # %% ../../nbs/stages/10_contract.ipynb #49ca0734
@@ -190,7 +190,7 @@ def _table_findings(
     import pandas as pd
     n, key, time = len(frame), _presence(frame, rules.key, "key"), _presence(frame, rules.time, "time")
     found = [Finding(Verdict(name="rows", outcome=PASS if n >= rules.min_rows else INSUFFICIENT, value=n, threshold=rules.min_rows, n=n,
-                             reason=f"{n:,} rows, at least {rules.min_rows:,} are needed"))]
+                             reason=f"{counted(n, 'row')}, at least {rules.min_rows:,} are needed"))]
     if key.verdict.outcome != PASS: found.append(key)
     else: found.append(_rows_finding("key", rules.key, frame[rules.key].duplicated(keep=False) | frame[rules.key].isna(),
                                      "share their key or have none", "have a key of their own"))
@@ -344,7 +344,7 @@ def _column_findings(
     absent = [p for p in presence.values() if p.verdict.outcome != PASS]
     good = [c for c in sound if c not in {f.column for f in found}]
     kept = sum(1 + len(column_rules(named[c])) for c in good)
-    passed = Verdict(name="columns", outcome=PASS, n=len(frame), reason=f"{len(good)} columns keep all of their {kept} promises")
+    passed = Verdict(name="columns", outcome=PASS, n=len(frame), reason=f"{counted(len(good), 'column keeps all of its', 'columns keep all of their')} {counted(kept, 'promise')}")
     return [*forbidden, *absent, *found, *([Finding(passed)] if good else [])]
 
 # %% ../../nbs/stages/10_contract.ipynb #2ea23322
