@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import BeforeValidator
 
-from .records import SettingsError
+from .records import SettingsError, counted
 
 # %% ../nbs/03_settings.ipynb #785ddd39
 class Section(BaseModel):
@@ -171,7 +171,7 @@ def parse_settings(
     except configparser.Error as e: raise SettingsError(f"{origin} is not an ini file: {e.message}.", "Look at the line it names.") from None
     except ValidationError as e:
         lines = "\n".join(f"  {_finding(error)}" for error in e.errors())
-        raise SettingsError(f"{origin} has {e.error_count()} mistake(s):\n{lines}\n", "Every key is explained in the notebook `03_settings`.") from None
+        raise SettingsError(f"{origin} has {counted(e.error_count(), 'mistake')}:\n{lines}\n", "Every key is explained in the notebook `03_settings`.") from None
 
 # %% ../nbs/03_settings.ipynb #3bda1052
 def find_root(

@@ -151,7 +151,7 @@ def test_sanity_passes_only_sane_output(score, y):
 @pytest.mark.parametrize("score, y, outcome, words", [
     ([0.1, np.nan, 0.3, np.nan], [0, 1, 0, 1], FAIL, "2 of 4 scores are missing or infinite"),
     ([0.1, 0.2], [0, 1, 0], FAIL, "shape (2,), labels (3,)"),
-    ([0.2, 0.2, 0.2], [0, 1, 0], FAIL, "1 different scores in 3 rows"), ([0.1, 1.2], [0, 1], FAIL, "1 of 2 scores are outside 0 to 1"),
+    ([0.2, 0.2, 0.2], [0, 1, 0], FAIL, "1 different score in 3 rows"), ([0.1, 1.2], [0, 1], FAIL, "1 of 2 scores are outside 0 to 1"),
     ([0.1, 0.2], [0, 0], INSUFFICIENT, "2 labels, all 0"), ([0.1, 0.2], [0, 3], FAIL, "1 of 2 labels are neither 0 nor 1"),
     ([0.1, 0.2], [np.nan, np.nan], INSUFFICIENT, "no label is known"), ([], [], INSUFFICIENT, "no test rows"),
     (["high"], [1], INSUFFICIENT, "crashed"), ([[0.1, 0.9]], [[0, 1]], FAIL, "shape (1, 2)"),

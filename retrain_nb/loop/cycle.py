@@ -20,7 +20,7 @@ from ..digest import digest, short
 from . import custody
 from .runs import mark_lost, page_path, plan, publish, run_page, tell_others
 from ..promises import check_version, parse_contract
-from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, from_json, guard
+from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
 from ..services.workbench import Workbench
 from ..settings import policy
@@ -129,15 +129,15 @@ def cycle(
     if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False)
     with book.lock():
         if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False) # Another one did it just now
-        if lost := mark_lost(book): say(f"closed {len(lost)} run(s) whose process had died: {', '.join(lost)}")
+        if lost := mark_lost(book): say(f"closed {counted(len(lost), 'run')} whose process had died: {', '.join(lost)}")
         _ask_witness(book, say)
         say("reading the source and freezing what was known")
-        snapshot, champion = book.freeze(as_of, datetime.now(UTC)), book.ask(catalog.champion)
+        snapshot, champion, run = book.freeze(as_of, datetime.now(UTC)), book.ask(catalog.champion), dict[str, Any]()
         if champion and champion["snapshot"] == snapshot.digest:
             verdict = Verdict(name="due", outcome=PASS, reason=f"no row and no label is new since the champion's snapshot {short(snapshot.digest)}")
-            run, decision = {}, Decision(did="nothing new", verdict=verdict, sentence=f"Nothing to do: champion {short(champion['model'])} keeps serving.")
+            decision = Decision(did="nothing new", verdict=verdict, sentence=f"Nothing to do: champion {short(champion['model'])} keeps serving.")
         elif (moved := contract_moved(book, champion)).outcome != PASS:
-            run, decision = {}, Decision(did="kept", verdict=moved, sentence=f"Nothing was trained: the contract changed and its version does not say so; champion {short(champion['model'])} keeps serving.")
+            decision = Decision(did="kept", verdict=moved, sentence=f"Nothing was trained: the contract changed and its version does not say so; champion {short(champion['model'])} keeps serving.")
         else:
             run = run_page(book, plan(book, "retrain", {"snapshot": snapshot.digest}, as_of), key, say)
             decision = _vetted(book, run, champion, decide(run, champion, book.settings.champion.bootstrap))

@@ -20,6 +20,8 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
 
+from ..records import counted
+
 # %% ../../nbs/services/34_figures.ipynb #9c8ed9a3
 WIDTH = 7.0 # Inches; shown 700 pixels wide
 DOTS = 144  # Per inch, so that it is crisp on a good screen
@@ -149,7 +151,7 @@ def stream(
     table = periods(frame, source, split.cut, days)
     known = frame[source.label].groupby([split.train.contains(frame[source.time]).map({True: "train", False: "test"})]).mean()
     share = {part: f"{known[part]:.1%}" if part in known else "unknown" for part in ("train", "test")}
-    finding = f"Share of {source.label}: {share['train']} in training, {share['test']} in the test ({len(frame):,} rows)"
+    finding = f"Share of {source.label}: {share['train']} in training, {share['test']} in the test ({counted(len(frame), 'row')})"
     picture, (volume, rate) = _panels(finding, 3.6, (1.0, 1.1))
     middle, width = table.index + timedelta(days=days/2), days*0.86
     volume.bar(middle, table.rows, width, color=[TEST if t else TRAIN for t in table.test])
@@ -240,8 +242,8 @@ def daily(
     days = list(evaluation.by_day)
     pairs = [(d.candidate, d.rival) for d in days if d.rival is not None]
     won = sum(a < b for a, b in pairs)
-    compared = f"The candidate has the lower log loss on {won} of {len(pairs)} days"
-    finding = compared if pairs else f"Log loss of the candidate on {len(days)} days"
+    compared = f"The candidate has the lower log loss on {won} of {counted(len(pairs), 'day')}"
+    finding = compared if pairs else f"Log loss of the candidate on {counted(len(days), 'day')}"
     picture, (ax,) = _panels(finding, 2.6)
     at = [_day(d.day) for d in days]
     ends = [(evaluation.rival_name, [d.rival for d in days], RIVAL)] if pairs else []

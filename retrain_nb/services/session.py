@@ -24,7 +24,7 @@ from fastcore.basics import patch
 
 from ..digest import canonical, digest, short
 from ..durable import write_atomic
-from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, Verdict, VerificationError, as_json, from_json
+from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, Verdict, VerificationError, as_json, counted, from_json
 from ..records import require as go_on
 from ..stages.features import encode
 from ..stages.gates import GatePolicy
@@ -78,7 +78,7 @@ def _repr_markdown_(self:Session) -> str:
     "The recipe as a small table"
     r, s = self.recipe, self.split
     rows = {"recipe": short(digest(as_json(r))), "as of": r.as_of, "rows": f"{self.snapshot.rows:,} in snapshot {short(r.snapshot)}",
-            "train on": f"{s.train} ({s.train.days:.0f} days)", "judge on": f"{s.test} ({s.test.days:.0f} days)",
+            "train on": f"{s.train} ({counted(round(s.train.days), 'day')})", "judge on": f"{s.test} ({counted(round(s.test.days), 'day')})",
             "against": f"champion {short(r.champion)}" if r.champion else "the base rate, as there is no champion",
             "feature view": f"{r.view} ({short(r.view_code)})", "trainer": f"{r.trainer}, seed {r.seed}"}
     return "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())

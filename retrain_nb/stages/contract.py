@@ -22,7 +22,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from ..promises import ColumnRules, Contract, Reference, TableRules, Tree, parse_relation, relation_columns
-from ..records import FAIL, INSUFFICIENT, PASS, Verdict, combine
+from ..records import FAIL, INSUFFICIENT, PASS, Verdict, combine, counted
 from ..windows import iso, parse_time
 
 if TYPE_CHECKING: # Only names for the type checker: who reads a contract loads no pandas
@@ -125,7 +125,7 @@ def _table_findings(
     import pandas as pd
     n, key, time = len(frame), _presence(frame, rules.key, "key"), _presence(frame, rules.time, "time")
     found = [Finding(Verdict(name="rows", outcome=PASS if n >= rules.min_rows else INSUFFICIENT, value=n, threshold=rules.min_rows, n=n,
-                             reason=f"{n:,} rows, at least {rules.min_rows:,} are needed"))]
+                             reason=f"{counted(n, 'row')}, at least {rules.min_rows:,} are needed"))]
     if key.verdict.outcome != PASS: found.append(key)
     else: found.append(_rows_finding("key", rules.key, frame[rules.key].duplicated(keep=False) | frame[rules.key].isna(),
                                      "share their key or have none", "have a key of their own"))
@@ -283,7 +283,7 @@ def _column_findings(
     found += [f for f in moved if f.verdict.outcome != PASS]
     good = [c for c in sound if c not in {f.about for f in found}]
     kept = sum(1 + len(column_rules(named[c])) + bool(named[c].reference) for c in good)
-    passed = Verdict(name="columns", outcome=PASS, n=len(frame), reason=f"{len(good)} columns keep all of their {kept} promises")
+    passed = Verdict(name="columns", outcome=PASS, n=len(frame), reason=f"{counted(len(good), 'column keeps all of its', 'columns keep all of their')} {counted(kept, 'promise')}")
     if contract.table.unique or contract.table.relations: table = table.with_columns([_to_polars(frame[c], k) for c, k in others.items()])
     together = [_unique(names, table) for names in contract.table.unique] + [_relation(text, table) for text in contract.table.relations]
     return [*forbidden, *absent, *found, *together, *([Finding(passed)] if good else [])]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..records import DataError, Estimate
+from ..records import DataError, Estimate, counted
 
 # %% ../../nbs/stages/13_evaluate.ipynb #4a51dcd8
 EPS = 1e-15 # Scores are kept this far from 0 and 1 where a logarithm is taken
@@ -262,7 +262,7 @@ def _scores(name:str, values:Any, n:int) -> np.ndarray:
 def _days(days:Any, n:int) -> pd.Series:
     "One text per row: the date of a time, or the name of a cluster"
     found = pd.Series(days).reset_index(drop=True)
-    if len(found) != n: raise DataError(f"{len(found)} days for {n} rows.", "Give one day for each test row.")
+    if len(found) != n: raise DataError(f"{counted(len(found), 'day')} for {counted(n, 'row')}.", "Give one day for each test row.")
     if found.isna().any(): raise DataError(f"{int(found.isna().sum())} of {n} rows have no day.", "Give one day for each test row.")
     return found.dt.floor("D") if pd.api.types.is_datetime64_any_dtype(found) else found
 
@@ -327,7 +327,7 @@ def evaluation_table(
     show = lambda e: "" if e is None else f"{e.value:.4f} ({e.low:.4f} to {e.high:.4f})"
     e = evaluation
     lines = [f"| {m} | {' | '.join(show(of.get(m)) for of in (e.candidate, e.rival, e.difference))} |" for m in METRICS]
-    title = f"**{e.n:,} rows on {e.days} days**, {e.positives:,} positive, {e.unlabelled:,} without a label. Intervals cover {e.level:.0%}."
+    title = f"**{counted(e.n, 'row')} on {counted(e.days, 'day')}**, {e.positives:,} positive, {e.unlabelled:,} without a label. Intervals cover {e.level:.0%}."
     head = f"| metric | candidate | {e.rival_name} | difference, positive is worse |\n|---|---|---|---|"
     return "\n".join([title, "", head, *lines])
 Evaluation._repr_markdown_ = evaluation_table # type: ignore[attr-defined]

@@ -20,7 +20,7 @@ from typing import Any, ParamSpec, Protocol
 import numpy as np
 import pandas as pd
 
-from ..records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine, guard
+from ..records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine, counted, guard
 
 # %% ../../nbs/stages/14_gates.ipynb #56b181f6
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def _label(y:np.ndarray) -> Verdict:
     known = y[~np.isnan(y)]
     wrong, classes = int((~np.isin(known, (0, 1))).sum()), len(np.unique(known))
     if wrong: return _holds("label", wrong, len(known), "labels are neither 0 nor 1")
-    reason = "no label is known" if classes == 0 else f"{len(known):,} labels, {'both classes' if classes == 2 else f'all {known[0]:.0f}'}"
+    reason = "no label is known" if classes == 0 else f"{counted(len(known), 'label')}, {'both classes' if classes == 2 else f'all {known[0]:.0f}'}"
     return Verdict(name="label", outcome=PASS if classes == 2 else INSUFFICIENT, reason=reason, value=float(classes), n=len(known),
                    threshold=2.0, method="count of classes")
 
@@ -80,27 +80,27 @@ def sanity(
                      reason=f"scores have shape {p.shape}, labels {label.shape}" + ("" if p.size else "; there are no test rows"))
     if length.outcome != PASS: return combine("sanity", [length])
     varied = Verdict(name="varied", outcome=PASS if distinct > 1 else FAIL, value=float(distinct), n=len(p), threshold=2.0,
-                     reason=f"{distinct:,} different scores in {len(p):,} rows")
+                     reason=f"{counted(distinct, 'different score')} in {counted(len(p), 'row')}")
     return combine("sanity", [length, _holds("finite", int((~np.isfinite(p)).sum()), len(p), "scores are missing or infinite"),
                               _holds("range", int(((p < 0) | (p > 1)).sum()), len(p), "scores are outside 0 to 1"), varied, _label(label)])
 
 # %% ../../nbs/stages/14_gates.ipynb #360210a3
-def _enough(name:str, found:int, least:int, what:str) -> Verdict:
+def _enough(name:str, found:int, least:int, one:str, what:str) -> Verdict:
     "INSUFFICIENT if there is less than `least`"
     return Verdict(name=name, outcome=PASS if found >= least else INSUFFICIENT, value=float(found), threshold=float(least), n=found,
-                   reason=f"{found:,} {what}, at least {least:,} wanted", method="count")
+                   reason=f"{counted(found, one)} {what}, at least {least:,} wanted", method="count")
 
 def _amounts(where:str, y:Any, days:Any, policy:GatePolicy) -> list[Verdict]:
     "Rows, rarer class and days of one part of the data"
     label, when = np.asarray(y, dtype="float64"), pd.Series(days).reset_index(drop=True)
-    if len(label) != len(when): raise ValueError(f"{len(label)} labels but {len(when)} days in {where}")
+    if len(label) != len(when): raise ValueError(f"{counted(len(label), 'label')} but {counted(len(when), 'day')} in {where}")
     known = ~np.isnan(label)
     rarer = min(int((label == c).sum()) for c in (0, 1))
     seen = when[known].dropna()
     if pd.api.types.is_datetime64_any_dtype(seen): seen = seen.dt.floor("D")
-    return [_enough(f"{where} rows", int(known.sum()), policy.min_rows, "rows with a label"),
-            _enough(f"{where} rarer class", rarer, policy.min_positives, "rows of the rarer class"),
-            _enough(f"{where} days", int(seen.nunique()), policy.min_days, "days with a label")]
+    return [_enough(f"{where} rows", int(known.sum()), policy.min_rows, "row", "with a label"),
+            _enough(f"{where} rarer class", rarer, policy.min_positives, "row", "of the rarer class"),
+            _enough(f"{where} days", int(seen.nunique()), policy.min_days, "day", "with a label")]
 
 # %% ../../nbs/stages/14_gates.ipynb #b4374f80
 @guarded
@@ -135,8 +135,8 @@ def _trouble(metric:str, differences:Mapping[str, Estimate], policy:GatePolicy) 
     if e is None: return f"no difference in {metric} was measured; measured are: {', '.join(differences) or 'none'}"
     if not (math.isfinite(e.low) and math.isfinite(e.high) and e.low <= e.value <= e.high): return "its interval is not usable"
     if not math.isclose(e.level, policy.level, abs_tol=1e-9): return f"its interval covers {e.level:.1%}, wanted is {policy.level:.1%}"
-    if e.n < policy.min_rows: return f"it rests on {e.n:,} rows, at least {policy.min_rows:,} wanted"
-    if e.clusters < policy.min_days: return f"it rests on {e.clusters:,} days, at least {policy.min_days:,} wanted"
+    if e.n < policy.min_rows: return f"it rests on {counted(e.n, 'row')}, at least {policy.min_rows:,} wanted"
+    if e.clusters < policy.min_days: return f"it rests on {counted(e.clusters, 'day')}, at least {policy.min_days:,} wanted"
     return ""
 
 # %% ../../nbs/stages/14_gates.ipynb #4ce53fbf
@@ -156,7 +156,7 @@ def _outlook(
     if e.detectable is None or room <= 0: return "more days would hardly decide it"
     more = math.ceil(e.clusters*(e.detectable/room)**2) - e.clusters
     if more <= 0: return f"{who} would most likely have passed by now"
-    return f"{who} would need about {more:,} more days like these" if more < 3650 else f"{who} would need more than ten years of such days"
+    return f"{who} would need about {counted(more, 'more day like this', 'more days like these')}" if more < 3650 else f"{who} would need more than ten years of such days"
 
 # %% ../../nbs/stages/14_gates.ipynb #0bcc3d8d
 @guarded
