@@ -113,6 +113,7 @@ def test_without_leave_no_first_model_serves(tmp_path, capsys):
 def test_a_breach_of_contract_exits_3_and_shows_the_rows(parcels, capsys):
     old = call(capsys, parcels, "status")[1]["champion"]
     change(parcels, "contract.toml", "max = 20.0", "max = 2.0")
+    change(parcels, "contract.toml", 'version = "1.0"', 'version = "2.0"')
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)
     assert (code, done["verdict"], done["did"]) == (3, "FAIL", "kept")
     assert "load" in done["reasons"][0]["reason"]
