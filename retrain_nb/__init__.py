@@ -36,6 +36,7 @@ Modules:
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
+- `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
