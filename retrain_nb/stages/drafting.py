@@ -125,7 +125,8 @@ def _number_lines(column:"pd.Series") -> list[str]:
     values = column.to_numpy("float64", na_value=np.nan)
     if not np.isfinite(values).all() and np.isinf(values).any(): return ["# infinite values are among them, which no contract allows"]
     low, high = bounds(values[np.isfinite(values)])
-    return [f"min = {low:.12g}", f"max = {high:.12g}  # seen: {np.nanmin(values):.6g} to {np.nanmax(values):.6g}"]
+    exact = lambda x: f"{x:.12g}" if float(f"{x:.12g}") == x else repr(x)
+    return [f"min = {exact(low)}", f"max = {exact(high)}  # seen: {np.nanmin(values):.6g} to {np.nanmax(values):.6g}"]
 
 def _text_lines(column:"pd.Series") -> list[str]:
     "The categories of a text"
