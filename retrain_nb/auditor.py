@@ -679,6 +679,7 @@ def _connect(path:Path, mode:str) -> sqlite3.Connection:
         raise
     return connection
 
+# %% ../nbs/07_auditor.ipynb #2a0e2059
 def open_copy(
     path:Path, # Of the database
     aside:Path # An empty folder
