@@ -210,7 +210,7 @@ def parse_tlog_proof(
 ) -> tuple[int, list[bytes], str]: # Index, proof and signed checkpoint, none of them checked yet
     "The parts of a proof; an `extra` line is passed over, as nobody signed it"
     match = re.fullmatch(rf"{re.escape(PROOF)}\n(?:extra [A-Za-z0-9+/=]*\n)?index (0|[1-9][0-9]{{0,19}})\n((?:[^\n]+\n){{0,64}})\n(.+)", text, re.DOTALL)
-    hashes = [_unb64(line) for line in match[2].split()] if match else []
+    hashes = [_unb64(line) for line in match[2].split("\n")[:-1]] if match else []
     if not match or any(h is None or len(h) != 32 for h in hashes):
         raise _bad("this is no proof file: its first line, an index, hashes of 32 bytes in base64, an empty line, a checkpoint.")
     return int(match[1]), [h for h in hashes if h], match[3]

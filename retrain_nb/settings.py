@@ -25,7 +25,7 @@ from .records import SettingsError, counted
 # %% ../nbs/03_settings.ipynb #785ddd39
 class Section(BaseModel):
     "What all sections share: frozen, and no key that we do not know"
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 # %% ../nbs/03_settings.ipynb #226da58d
 def _pairs(text:Any) -> Any:
@@ -33,7 +33,8 @@ def _pairs(text:Any) -> Any:
     if not isinstance(text, str): return text
     pairs = [p.replace("=", " ").replace(":", " ").split() for p in text.replace("\n", ",").split(",") if p.strip()]
     if bad := [" ".join(p) for p in pairs if len(p) != 2]: raise ValueError(f"`{bad[0]}` is not a name and a number")
-    return dict(pairs)
+    if len(names := dict(pairs)) < len(pairs): raise ValueError(f"a name is there twice: {', '.join(p[0] for p in pairs)}")
+    return names
 Pairs = Annotated[dict[str, float], BeforeValidator(_pairs)] # `name number, name number`
 Entry = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`module:name`")] # Something importable
 
@@ -65,8 +66,8 @@ class FeaturesSection(Section):
 class WindowSection(Section):
     "[window]: which rows train, which judge"
     rule:Literal["expanding", "sliding"] = "expanding"
-    days:float = Field(56, gt=0)             # Length of a sliding training window
-    holdout_days:float = Field(14, gt=0)     # Length of the test window
+    days:float = Field(56, gt=0, le=36_525)  # Length of a sliding training window; a century at most
+    holdout_days:float = Field(14, gt=0, le=36_525) # Length of the test window
 
 class TrainerSection(Section):
     "[trainer]: how a model is made"
@@ -164,7 +165,7 @@ def parse_settings(
     origin:str="settings.ini"  # Named in errors
 ) -> Settings:
     "Settings from text; all mistakes in one `SettingsError`"
-    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=(" #", " ;"))
+    parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";")) # After white space only
     try:
         parser.read_string(text, source=origin)
         return Settings.model_validate({name: dict(parser[name]) for name in parser.sections()})

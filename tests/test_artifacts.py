@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrain_nb.digest import digest
-from retrain_nb.durable import safe_name, write_atomic, write_once
+from retrain_nb.durable import remove_file, safe_name, write_atomic, write_once
 from retrain_nb.records import RetrainError, UsageError, VerificationError
 from retrain_nb.stores.artifacts import KINDS, Artifacts
 
@@ -184,3 +185,23 @@ def test_write_once_never_touches_other_bytes(tmp_path):
     (tmp_path/"a").write_bytes(b"evidence")
     with pytest.raises(VerificationError): write_once(tmp_path/"a", b"something else")
     assert (tmp_path/"a").read_bytes() == b"evidence"
+
+
+def test_a_writer_and_a_collector_of_the_same_file_never_meet_in_an_error(tmp_path):
+    path, until = tmp_path/"a"/"x", time.monotonic() + 1
+
+    def write():
+        while time.monotonic() < until: write_once(path, b"the same bytes")
+
+    def remove():
+        while time.monotonic() < until: remove_file(path)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(write), pool.submit(write), pool.submit(remove)]: done.result()
+
+
+def test_what_is_no_file_where_one_should_be_is_named_and_stays(tmp_path):
+    (tmp_path/"folder").mkdir()
+    (tmp_path/"link").symlink_to(tmp_path/"nowhere")
+    for name in ("folder", "link"):
+        with pytest.raises(VerificationError, match=f"{name} is there and cannot be read"): write_once(tmp_path/name, b"x")
+    assert (tmp_path/"folder").is_dir() and (tmp_path/"link").is_symlink() and not (tmp_path/"nowhere").exists()

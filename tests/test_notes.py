@@ -218,7 +218,7 @@ def test_a_proof_file_holds_all_that_is_needed():
             checkpoint = parse_checkpoint(check_note(signed, VKEYS)[0])
             assert check_inclusion(leaves[i], index, checkpoint.size, proof, checkpoint.root)
     assert parse_tlog_proof(tlog_proof(0, [], note)) == (0, [], note)
-    for spoil in (("proof@v1", "proof@v2"), ("index 10", "index 010"), ("index 10\n", ""), ("=\n", "\n"), ("\n\n", "\n"), ("index 10\n", "index 10\nAAAA\n"), (note, "")):
+    for spoil in (("=\n", "= ", 1), ("proof@v1", "proof@v2"), ("index 10", "index 010"), ("index 10\n", ""), ("=\n", "\n"), ("\n\n", "\n"), ("index 10\n", "index 10\nAAAA\n"), (note, "")):
         with pytest.raises(VerificationError, match="no proof file"): parse_tlog_proof(file.replace(*spoil))
 
 
