@@ -220,7 +220,8 @@ def test_a_full_disk_is_named_and_keeps_what_was_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_caller_that_is_asked_to_stop_can_still_account_for_its_run(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = caller("leaves_grandchild_and_hangs", tmp_path)
+    # Started with `nohup` or `&` it would ignore SIGINT, as these tests may be; ignored stays ignored
+    process = caller("leaves_grandchild_and_hangs", tmp_path, "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)")
     assert eventually((tmp_path/"out"/"pid").exists)
     process.send_signal(number)
     done = account(process)
