@@ -276,6 +276,7 @@ def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys)
     book.append("run.started", "retrain-dead:started", {"run": "retrain-dead", "attempt": 1, "pid": 1, "host": "x", "lease_until": "2024-01-01T00:00:00Z"}, now)
     call(capsys, parcels, "cycle", "--now", APRIL)
     assert call(capsys, parcels, "show", "retrain-dead")[1]["state"] == "lost"
+    assert "without a word" in (parcels/"reports"/"retrain-dead"/"report.html").read_text()
 
 
 def test_a_second_cycle_leaves_at_once_while_the_first_holds_the_lock(parcels, capsys):
