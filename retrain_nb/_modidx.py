@@ -131,6 +131,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'retrain_nb.faces.cli.verify': ('faces/cli.html#verify', 'retrain_nb/faces/cli.py')},
             'retrain_nb.loop.audit': { 'retrain_nb.loop.audit._check_kept': ('loop/audit.html#_check_kept', 'retrain_nb/loop/audit.py'),
                                        'retrain_nb.loop.audit._differs': ('loop/audit.html#_differs', 'retrain_nb/loop/audit.py'),
+                                       'retrain_nb.loop.audit._in_this_shape': ( 'loop/audit.html#_in_this_shape',
+                                                                                 'retrain_nb/loop/audit.py'),
                                        'retrain_nb.loop.audit._look_closer': ('loop/audit.html#_look_closer', 'retrain_nb/loop/audit.py'),
                                        'retrain_nb.loop.audit._rows': ('loop/audit.html#_rows', 'retrain_nb/loop/audit.py'),
                                        'retrain_nb.loop.audit.audit_book': ('loop/audit.html#audit_book', 'retrain_nb/loop/audit.py'),

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -327,3 +328,13 @@ def test_show_finds_by_the_first_digits_and_refuses_what_is_not_there(parcels, c
     assert call(capsys, parcels, "show", champion["model"][:12])[0] == 0
     assert call(capsys, parcels, "show", champion["run"])[1]["model"] == champion["model"]
     assert call(capsys, parcels, "show", "ffffffffffff")[0] == 2
+
+
+@pytest.mark.parametrize("damage", ["UPDATE runs SET verdict = '{'", "ALTER TABLE runs DROP COLUMN cause", "DROP TABLE refusals", "UPDATE runs SET outcome = 'FAIL'",
+                                    "DELETE FROM champions", "INSERT INTO cycles (cycle, seq, last) VALUES ('cycle-forged', 1, 1)"])
+def test_a_damaged_view_is_named_even_where_it_cannot_be_read(parcels, capsys, damage):
+    assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
+    with sqlite3.connect(parcels/".retrain"/"ledger.db") as connection: connection.execute(damage)
+    connection.close()
+    code, done = call(capsys, parcels, "verify")
+    assert (code, done["verdict"], done["first_bad"]["damage"]) == (6, "FAIL", "changed view")
