@@ -142,10 +142,34 @@ def test_no_row_before_the_moment_says_when_the_first_one_is(tmp_path, capsys):
 
 def test_one_class_of_label_is_insufficient(tmp_path, capsys):
     root = made(tmp_path/"calm")
-    (root/"calm.py").write_text("from retrain_nb.demo import toy\nview = toy.view\ndef rows(): return toy.rows().assign(late=0.0)\n")
-    change(root, "settings.ini", "retrain_nb.demo.toy:rows", "calm:rows")
+    feed(root, "calm", "0.0")
     code, done = call(capsys, root, "cycle", "--now", MARCH)
     assert (code, done["verdict"]) == (4, "INSUFFICIENT")
+
+
+def feed(root, name, late):
+    (root/f"{name}.py").write_text(f"from retrain_nb.demo import toy\nview = toy.view\ndef rows(): return toy.rows().assign(late={late})\n")
+    change(root, "settings.ini", "retrain_nb.demo.toy:rows", f"{name}:rows")
+
+
+def test_no_label_at_all_is_insufficient_and_no_crash(tmp_path, capsys):
+    root = made(tmp_path/"mute")
+    feed(root, "mute", "float('nan')")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert (code, done["verdict"], done["did"]) == (4, "INSUFFICIENT", "kept") and "0 rows with a label" in done["cause"]
+
+
+def test_a_label_of_text_is_refused_by_name_and_not_repeated(tmp_path, capsys):
+    root = made(tmp_path/"wordy")
+    feed(root, "wordy", "'grace@example.org'")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert code == 3 and "`late`" in done["cause"] and "grace" not in json.dumps(done)
+
+
+def test_a_margin_of_nothing_can_be_held_and_drawn(parcels, capsys):
+    change(parcels, "settings.ini", "margins = log_loss 0.02", "margins = log_loss 0")
+    done = call(capsys, parcels, "cycle", "--now", APRIL)[1]
+    assert done["state"] == "ok" and done["did"] in ("kept", "refresh")
 
 
 @pytest.mark.parametrize("line, word", [("def rows(): return toy.rows().drop(columns='depot')", "depot"), ("def rows(): return toy.rows().assign(load='heavy')", "load")])
