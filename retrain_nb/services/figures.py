@@ -160,7 +160,7 @@ def stream(
                hatch="/////", linewidth=0.5)
     volume.set_ylabel("rows per day", color=MUTED, fontsize=8)
     rate.plot(middle, table.rate, color=INK, linewidth=1.4, marker="o", markersize=2.5)
-    rate.set_ylim(0, float(table.rate.max()) * 1.25 or 1)
+    rate.set_ylim(0, 1.25*top if (top := float(table.rate.max())) > 0 else 1) # NaN where no label is known
     rate.set_ylabel(f"{source.label}, share", color=MUTED, fontsize=8)
     rate.axvspan(split.cut, split.test.end, color=TEST, alpha=0.10, linewidth=0)
     _stream_words(volume, table, split)
@@ -196,14 +196,15 @@ def _rail(ax:Any, y:int, name:str, estimate:Any, margin:float) -> None:
     colour = OUTCOME[rail_colour(estimate, margin)]
     words = "not measured"
     if estimate is not None:
-        low, value, high = (min(max(x/margin, -REACH), REACH) for x in (estimate.low, estimate.value, estimate.high))
+        unit = margin or max(abs(estimate.low), abs(estimate.high)) or 1.0 # No margin at all is no unit: such a rail is as wide as its interval
+        low, value, high = (min(max(x/unit, -REACH), REACH) for x in (estimate.low, estimate.value, estimate.high))
         ax.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-        marker = "<" if estimate.value/margin < -REACH else ">" if estimate.value/margin > REACH else "o"
+        marker = "<" if estimate.value/unit < -REACH else ">" if estimate.value/unit > REACH else "o"
         ax.plot([value], [y], marker=marker, color=colour, markersize=7)
         words = f"{estimate.value:+.4f}  ({estimate.low:+.4f} to {estimate.high:+.4f})"
     ax.text(-REACH - 0.12, y, name.replace("_", " "), ha="right", va="center", fontsize=9.5, color=INK, fontweight="bold")
     ax.text(REACH + 0.12, y + 0.16, words.replace("-", "−"), ha="left", va="center", fontsize=8.5, color=colour)
-    ax.text(REACH + 0.12, y - 0.2, f"margin {margin:g}", ha="left", va="center", fontsize=7.5, color=MUTED)
+    ax.text(REACH + 0.12, y - 0.2, f"margin {margin:g}" if margin else "margin 0, on a scale of its own", ha="left", va="center", fontsize=7.5, color=MUTED)
 
 # %% ../../nbs/services/34_figures.ipynb #22262f5f
 def rails(

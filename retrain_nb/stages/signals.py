@@ -59,7 +59,9 @@ def as_known_at(
     "`frame` as it was known at `as_of`"
     past = frame.loc[frame[time] < as_of].copy()
     known = (past[label_time] <= as_of) & past[label].notna()
-    past[label] = past[label].astype("float64").where(known)
+    try: past[label] = past[label].astype("float64").where(known)
+    except (TypeError, ValueError): # Whose message holds a value
+        raise DataError(f"column `{label}` holds something else than numbers.", "Make the label 0 or 1 in the source, missing where it is not known.") from None
     past[label_time] = past[label_time].where(known)
     return past.reset_index(drop=True)
 
