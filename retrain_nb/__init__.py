@@ -52,6 +52,7 @@ Modules:
 - `retrain_nb.stores.pages`: What does this page ask for, and is it what we are about to tell it?
 - `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?
 - `retrain_nb.stores.turns`: Whose turn is it to work here, and is it still?
+- `retrain_nb.tasks`: What does a model say: yes or no, which of several, or how much? And what does a wrong answer cost?
 - `retrain_nb.windows`: Which rows may a model learn from, and which may judge it?"""
 
 __version__ = "0.1.0"

@@ -11,25 +11,23 @@ from scipy.special import ndtr
 
 from retrain_nb.records import DataError, as_json, from_json
 from retrain_nb.stages.evaluate import (
-    METRICS,
     Evaluation,
     base_rate,
     cox,
     delong,
     estimate,
     evaluate,
-    influence,
-    log_losses,
     logistic,
-    placements,
     reliability,
     spread,
     squared_error,
 )
+from retrain_nb.tasks import TASKS, influence, log_losses, placements
 
 ANSWERS = Path(__file__).parent/"known_answers"
 DELONG = json.loads((ANSWERS/"delong.json").read_text())
 CALIBRATION = json.loads((ANSWERS/"calibration.json").read_text())
+METRICS = TASKS["binary"].metrics
 sigmoid = lambda x: 1/(1 + np.exp(-x))
 
 

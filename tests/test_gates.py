@@ -1,5 +1,5 @@
 "What a reader of `14_gates` should not see: error rates over many trials, and that nothing missing ever passes"
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ GOOD = Estimate(value=0.0, low=-0.01, high=0.01, n=1000, clusters=14, level=0.9,
 class Compared:
     rival_name:str
     difference:dict
+    rival:dict = field(default_factory=dict)
+    task:str = "binary"
 
 
 def of_days(x): # An estimate from one difference per day

@@ -31,6 +31,7 @@ from ..services.execute import MARKER, REFUSAL, Execution, execute, progress
 from ..services.workbench import Workbench
 from ..stores import catalog, ledger, origin
 from ..stores.pages import check_parameters, page_code, read_cells, read_parameters
+from ..tasks import told
 from ..windows import iso, parse_time
 
 # %% ../../nbs/loop/42_runs.ipynb #6cd94056
@@ -200,7 +201,7 @@ def header(
     facts = {"run": run["run"], "as of": run["as_of"], "candidate": short(run["model"] or ""), "champion before": short(given.get("champion", "")) or "none",
              "snapshot": short(given.get("snapshot", "")), "recipe": short(run["recipe"] or ""), "seed": given.get("seed"),
              "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
-    numbers = {metric: f"{e['value']:.4f}" for metric, e in (run["metrics"] or {}).items()}
+    numbers = {metric: told(metric, e["value"]) for metric, e in (run["metrics"] or {}).items()}
     return {"title": f"{title}: {run['page']} as of {run['as_of'][:10]}", "state": run["state"], "cause": run["cause"] or "", "decision": decision,
             "verdict": run["verdict"], "numbers": numbers, "checkpoint": checkpoint,
             "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {"profile of the rows": "profile.html", "the page as run": f"{run['page']}.ipynb", "all reports": "../index.html"}}

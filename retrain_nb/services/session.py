@@ -24,8 +24,9 @@ from fastcore.basics import patch
 
 from ..digest import canonical, digest, short
 from ..durable import write_atomic
-from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, Verdict, VerificationError, as_json, counted, from_json
+from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, SettingsError, Verdict, VerificationError, as_json, counted, from_json
 from ..records import require as go_on
+from ..stages.evaluate import base_rate
 from ..stages.features import encode
 from ..stages.gates import GatePolicy
 from ..stages.signals import labelled_by
@@ -44,6 +45,8 @@ class Session:
     def as_of(self) -> datetime: return parse_time(self.recipe.as_of)
     @property
     def label(self) -> str: return self.book.settings.source.label
+    @property
+    def task(self) -> str: return self.book.settings.source.task
     @property
     def split(self) -> Split: return self.book.split(self.as_of, self.snapshot)
     def __repr__(self) -> str: return f"<Session as of {self.recipe.as_of} on snapshot {short(self.recipe.snapshot)}>"
@@ -119,10 +122,19 @@ def champion(self:Session) -> Model|None:
 def rival(self:Session,
     taught:pd.DataFrame, # Training rows
     judged:pd.DataFrame  # Test rows
-) -> pd.Series:          # One score per test row; its name is `champion` or `base rate`
+) -> pd.Series|pd.DataFrame: # One score per test row, named `champion` or `base rate`; with several classes a column for each
     "What the champion, or the base rate, would have said"
-    if (model := self.champion) is None: return pd.Series(float(taught[self.label].mean()), index=judged.index, name="base rate")
-    return pd.Series(predict(model.booster, encode(self.book.view, model.encoding, judged)), index=judged.index, name="champion")
+    model = self.champion
+    if model is None: scores = base_rate(taught[self.label], len(judged), self.task)
+    elif model.task != self.task:
+        raise SettingsError(f"the champion is a {model.task} model, and [source] task is {self.task}.", "Make a workbench of its own for another task.")
+    else: scores = predict(model.booster, encode(self.book.view, model.encoding, judged), model.classes)
+    return scores.set_axis(judged.index) if isinstance(scores, pd.DataFrame) else pd.Series(scores, index=judged.index, name=self.rival_name)
+
+@patch(as_prop=True)
+def rival_name(self:Session) -> str: # `champion` or `base rate`
+    "What the candidate is compared with"
+    return "champion" if self.recipe.champion else "base rate"
 
 # %% ../../nbs/services/36_session.ipynb #73f2105c
 def unspoiled(

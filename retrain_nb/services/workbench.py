@@ -40,7 +40,7 @@ from ..records import DataError, LockedError, Recipe, RetrainError, SettingsErro
 from ..settings import Settings, find_root, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
-from ..stages.signals import as_known_at, need_columns, need_utc
+from ..stages.signals import as_known_at, need_columns, need_label, need_utc
 from ..stages.train import fixed_params
 from ..stores import keys, origin
 from ..stores.artifacts import Artifacts
@@ -282,6 +282,14 @@ def view(self:Workbench) -> FeatureView:
     return found
 
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46
+def _need_open_label(book:Any) -> None:
+    "Refuse a label that no model may learn from, or classes whose names nobody may see in a verdict"
+    source = book.settings.source
+    several = source.task == "multiclass"
+    if source.label not in (book.contract.hidden if several else book.contract.withheld): return
+    raise SettingsError(f"the contract tags the label `{source.label}`, " + ("and verdicts name classes." if several else "so no model may learn from it."),
+                        "Give classes neutral names in the source, and take the tag off." if several else "Take the tag off, or let a person decide: `tag = \"granted\"` in the contract.")
+
 @patch
 def freeze(self:Workbench,
     as_of:datetime, # UTC
@@ -293,6 +301,8 @@ def freeze(self:Workbench,
     frame = rows()
     need_columns(frame, [source.key, source.time, source.label, source.label_time], name)
     need_utc(frame, [source.time, source.label_time], name)
+    need_label(frame, source.label, source.task, name)
+    _need_open_label(self)
     known = as_known_at(frame, as_of, source.time, source.label, source.label_time)
     if known.empty: raise DataError(f"{name} has no row before {iso(as_of)}.", f"Its first is at {iso(frame[source.time].min())}; choose a later moment." if len(frame) else "It gave no rows at all.")
     snapshot = self.snapshots.freeze(known, source.time)
@@ -349,6 +359,6 @@ def recipe(self:Workbench,
     package = Path(str(files("retrain_nb")))
     return Recipe(as_of=iso(as_of), snapshot=snapshot.digest, contract=digest(self.contract_text.encode()),
         view=view.name, view_code=view_digest(view), train_start=iso(split.train.start), cut=iso(split.cut), end=iso(split.test.end),
-        trainer=f"lightgbm {version('lightgbm')}", params=fixed_params({**trainer.params, "rounds": trainer.rounds}, trainer.threads, seed), seed=seed,
-        champion=champion, policy=digest(policy(self.settings)), environment=digest(origin.environment()),
+        trainer=f"lightgbm {version('lightgbm')}", params=fixed_params({**trainer.params, "rounds": trainer.rounds}, trainer.threads, seed, self.settings.source.task),
+        seed=seed, champion=champion, policy=digest(policy(self.settings)), environment=digest(origin.environment()),
         code=origin.package_code(package), commit=commit, dirty=dirty)
