@@ -16,6 +16,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'retrain_nb.auditor._check_ends': ('auditor.html#_check_ends', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor._check_parts': ('auditor.html#_check_parts', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor._connect': ('auditor.html#_connect', 'retrain_nb/auditor.py'),
+                                    'retrain_nb.auditor._counted': ('auditor.html#_counted', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor._decode': ('auditor.html#_decode', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor._fits': ('auditor.html#_fits', 'retrain_nb/auditor.py'),
                                     'retrain_nb.auditor._in_view_of': ('auditor.html#_in_view_of', 'retrain_nb/auditor.py'),

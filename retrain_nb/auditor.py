@@ -25,9 +25,9 @@ __all__ = ['KEEP', 'ASK', 'DAMAGE', 'ARTIFACTS', 'FIELDS', 'HEX', 'MANY', 'STATE
            'COLUMNS', 'SCHEMAS', 'EXIT_CODES', 'REST', 'Finding', 'AuditError', 'entry_bytes', 'leaf_hash', 'Tree',
            'Key', 'parse_vkey', 'split_note', 'is_signed', 'parse_canonical', 'parse_row', 'named_in', 'Ledger',
            'read_entries', 'Reign', 'read_key', 'reign_at', 'check_keys', 'head_text', 'head_fault', 'check_heads',
-           'find_checkpoints', 'read_held', 'check_held', 'check_ledger', 'check_file', 'shelf', 'find_store',
-           'check_files', 'pae', 'provenance_fault', 'check_provenance', 'first_bad', 'verdict_on', 'open_copy',
-           'read_table', 'newer_schema', 'damage_of', 'read_database', 'audit', 'told_to_people', 'main']
+           'find_checkpoints', 'read_held', 'check_held', 'check_ledger', 'check_file', 'shelf', 'check_files', 'pae',
+           'provenance_fault', 'check_provenance', 'first_bad', 'verdict_on', 'find_store', 'open_copy', 'read_table',
+           'newer_schema', 'damage_of', 'read_database', 'audit', 'told_to_people', 'main']
 
 # %% ../nbs/07_auditor.ipynb #d1f6cd28
 import argparse
@@ -306,13 +306,17 @@ def _remember(ledger:Ledger, row:Sequence[Any], fact:dict[str, Any]) -> None:
     for named in named_in(fact): ledger.named.setdefault(named, row[0])
     if HEX.fullmatch(str(fact.get("provenance"))): ledger.claims.append((row[0], fact["provenance"], fact.get("model")))
 
+def _counted(n:int, one:str, more:str="") -> str:
+    "So many of something, in words"
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
+
 def _name_nodes(ledger:Ledger, wrong:list[tuple[int, int, int]], left:dict[tuple[int, int], str]) -> None:
     "Say which stored nodes are not those of the tree"
     if wrong:
         seq, level, number = wrong[0]
-        ledger.find("broken index", seq, f"{len(wrong)} nodes of the tree are missing or differ; the first, level {level} number {number}, "
+        ledger.find("broken index", seq, f"{_counted(len(wrong), 'node of the tree is missing or differs', 'nodes of the tree are missing or differ')}; the first, level {level} number {number}, "
                     f"is the one that entry {seq} completes.")
-    if left: ledger.find("broken index", ledger.size or None, f"There are {len(left)} nodes that the tree of {ledger.size} entries does not have.")
+    if left: ledger.find("broken index", ledger.size or None, f"The tree of {_counted(ledger.size, 'entry', 'entries')} does not have {_counted(len(left), 'node')} of those that are kept.")
 
 # %% ../nbs/07_auditor.ipynb #dc5113e8
 def _fits(row:Sequence[Any], seq:int) -> bool:
@@ -412,7 +416,7 @@ def head_fault(
         return "bad signature", f"The signature of the head of size {size} is not valid."
     if not text.startswith(f"{reign.key.name}\n{size}\n"): return "bad signature", f"The head that is kept for size {size} is signed for another."
     if expected and text != expected:
-        return "rewritten", f"The first {size} entries are not those that the head of this size was signed for."
+        return "rewritten", f"Entries 1 to {size} are not those that the head of this size was signed for."
     return None
 
 # %% ../nbs/07_auditor.ipynb #1c1cda15
@@ -485,11 +489,11 @@ def check_held(
         signers = [key for key in keys for _, key_id, signature in lines if key_id == key.id and is_signed(text.encode(), signature, key)]
         held = f"the checkpoint of size {size} that you hold"
         if not signers: ledger.find("wrong key", 1, f"No key of this ledger, nor one that you trust, signed {held}: {text.splitlines()[0]}.")
-        elif size > ledger.size: ledger.find("truncated", ledger.size + 1, f"There are {ledger.size} entries, but {held} was signed.", upto=size)
+        elif size > ledger.size: ledger.find("truncated", ledger.size + 1, f"The ledger has {_counted(ledger.size, 'entry', 'entries')}, but {held} was signed.", upto=size)
         elif size not in ledger.roots: pass # There is a gap before it, which has been found
         elif text.splitlines()[2] != base64.b64encode(ledger.roots[size]).decode():
-            ledger.find("forked", vouched + 1, f"The first {size} entries are not those for which {held} was signed; "
-                        f"checkpoints that you hold vouch for the first {vouched}.", upto=size)
+            ledger.find("forked", vouched + 1, f"Entries 1 to {size} are not those for which {held} was signed; "
+                        f"checkpoints that you hold vouch for {vouched} of them.", upto=size)
         elif reign and reign.key not in signers: ledger.find("retired key", size, f"Another key than the one in force signed {held}.")
         else: vouched = size
     ledger.checked |= {"checkpoints": len(notes), "vouched": vouched}
@@ -510,8 +514,8 @@ def check_ledger(
     index = {(level, number): node for level, number, node in stored}
     twice = len(stored) - len(index)
     ledger = read_entries(entries, index if signed or stored else None, asked | {size for size, _ in sound})
-    if len(sound) < len(signed): ledger.find("malformed", None, f"{len(signed) - len(sound)} heads are not a number and a text.")
-    if twice: ledger.find("broken index", None, f"{twice} nodes are there twice.")
+    if len(sound) < len(signed): ledger.find("malformed", None, f"{_counted(len(signed) - len(sound), 'head is', 'heads are')} not a number and a text.")
+    if twice: ledger.find("broken index", None, f"{_counted(twice, 'node is', 'nodes are')} there twice.")
     ledger.checked = {"entries": ledger.rows, "nodes": len(stored), "heads": 0, "signatures": 0}
     check_keys(ledger, trusted)
     check_heads(ledger, [(size, note) for size, note in sound if size <= ledger.size], asked, every)
@@ -526,10 +530,10 @@ def _check_ends(ledger:Ledger, heads:list[tuple[int, str]]) -> None:
     sizes, newest = dict(heads), max(dict(heads), default=0)
     if newest > ledger.size:
         fault = head_fault(ledger, newest, sizes[newest], True) if ledger.reigns else None
-        damage, what = fault or ("truncated", f"There are {ledger.size} entries, but a head of size {newest} was signed.")
+        damage, what = fault or ("truncated", f"The ledger has {_counted(ledger.size, 'entry', 'entries')}, but a head of size {newest} was signed.")
         ledger.find(damage, ledger.size + 1, what, upto=newest)
     if newest < ledger.size and (heads or ledger.facts or ledger.checked["nodes"]):
-        ledger.find("unsigned", newest + 1, f"The newest head is of size {newest}, and there are {ledger.size} entries.", upto=ledger.size)
+        ledger.find("unsigned", newest + 1, f"The newest head is of size {newest}, and the ledger has {_counted(ledger.size, 'entry', 'entries')}.", upto=ledger.size)
     for reign in ledger.reigns:
         if reign.reason != "first" and reign.seq not in sizes and reign.seq <= newest:
             ledger.find("wrong key", reign.seq, f"Entry {reign.seq} changes the key, and no head of size {reign.seq} seals that change.")
@@ -562,15 +566,6 @@ def shelf(store:Path, digest:str) -> Path:
     "Where an artifact lies: in one folder, or spread over 256 as the first format had it"
     former = store/"artifacts"/digest[:2]/digest
     return former if former.exists() else store/"artifacts"/digest
-
-def find_store(
-    folder:Path # A workbench, its store, or a copy of either
-) -> Path:
-    "The folder that holds the ledger"
-    for store in (Path(folder), Path(folder)/".retrain"):
-        if (store/"ledger.db").is_file(): return store
-    raise AuditError(f"There is no ledger.db in {folder}, nor in a folder .retrain there.",
-                     "Name the workbench or its store; a ledger in PostgreSQL is verified with `retrain-nb verify`.")
 
 def check_files(
     ledger:Ledger, # As `check_ledger` gives it
@@ -663,6 +658,15 @@ def verdict_on(
             "signed_by": [{"vkey": vkey, "first": min(sizes), "last": max(sizes)} for vkey, sizes in ledger.signed.items()]}
 
 # %% ../nbs/07_auditor.ipynb #fca9c9fe
+def find_store(
+    folder:Path # A workbench, its store, or a copy of either
+) -> Path:
+    "The folder that holds the ledger"
+    for store in (Path(folder), Path(folder)/".retrain"):
+        if (store/"ledger.db").is_file(): return store
+    raise AuditError(f"There is no ledger.db in {folder}, nor in a folder .retrain there.",
+                     "Name the workbench or its store; a ledger in PostgreSQL is verified with `retrain-nb verify`.")
+
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError) # The second where SQLite quotes a damaged file in its error
 COLUMNS = {"entries": ("seq", "kind", "key", "at", "body", "leaf"), "nodes": ("level", "idx", "hash"), "heads": ("size", "note")}
 
@@ -679,6 +683,7 @@ def _connect(path:Path, mode:str) -> sqlite3.Connection:
         raise
     return connection
 
+# %% ../nbs/07_auditor.ipynb #2a0e2059
 def open_copy(
     path:Path, # Of the database
     aside:Path # An empty folder
@@ -717,7 +722,7 @@ def read_table(
         else: yield from connection.execute(f"SELECT {', '.join(COLUMNS[name])} FROM {name} ORDER BY 1, 2")
     except UNREADABLE as e: wrong.setdefault("damaged database", []).append(f"The table {name} cannot be read: {e}.")
 
-SCHEMAS = ("0001", "0002") # Versions of the database that this auditor knows
+SCHEMAS = ("0001", "0002", "0003") # Versions of the database that this auditor knows
 
 def newer_schema(
     connection:sqlite3.Connection # Of the database
@@ -778,7 +783,8 @@ def told_to_people(
     told:dict[str, Any] # What `audit` gave
 ) -> str:               # Lines
     "The verdict as text"
-    counts = ", ".join(f"{n:,} {what}" for what, n in told["checked"].items() if n)
+    ones = {"entries": "entry", "nodes": "node", "heads": "head", "signatures": "signature", "checkpoints": "checkpoint", "files": "file"}
+    counts = ", ".join(_counted(n, ones.get(what, what), what) for what, n in told["checked"].items() if n)
     lines = [f"{told['verdict']}: {counts or 'nothing could be read'}"]
     lines += [f"signed by {s['vkey']}, heads of size {s['first']} to {s['last']}" for s in told["signed_by"]]
     if told["verdict"] == "INSUFFICIENT": lines.append("Numbers, hashes and files fit each other, but nobody signed them: who owns the folder can make them anew.")
