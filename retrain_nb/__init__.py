@@ -8,6 +8,7 @@ Modules:
 - `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
 - `retrain_nb.digest`: Are these two things the same, here and on another machine, today and in five years?
 - `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
+- `retrain_nb.events`: What happened, when did it happen, and when did we learn of it?
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
 - `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
 - `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
