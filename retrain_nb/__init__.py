@@ -42,6 +42,7 @@ Modules:
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
 - `retrain_nb.stores.database`: Which database, safely opened, at the right version?
+- `retrain_nb.stores.events`: Is what we were told kept, once each, and can it be asked what was known at any moment?
 - `retrain_nb.stores.keys`: Which key signs for this workbench, and who could have used it?
 - `retrain_nb.stores.ledger`: What happened, in which order, and was it really written down?
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?

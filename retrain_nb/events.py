@@ -103,7 +103,7 @@ BROKEN = re.compile(r"[\x00\ud800-\udfff]")
 def _name(value:Any) -> str:
     "A short, plain text"
     if not isinstance(value, str): raise _No(f"{shown(value)} is not text")
-    if not value.strip(): raise _No("it is empty")
+    if not value.strip(" "): raise _No("it is empty")
     if len(value) > NAME: raise _No(f"it has {len(value):,} characters, and {NAME} are allowed: {shown(value)}")
     if found := CONTROL.search(value): raise _No(f"it holds the character U+{ord(found[0]):04X}: {shown(value)}")
     return value
@@ -245,12 +245,12 @@ def _fields(
     if not isinstance(data, Mapping): raise _No("data", f"{shown(data)} is not an object")
     known, found = KINDS[kind], {}
     for name, value in data.items():
-        if name not in known: raise _No(f"data.{shown(name)[1:-1]}", f"a {kind} has no such field; it has {', '.join(known)}")
-        if value is None and name != "value": continue
+        if name not in known: raise _No(f"data.{shown(name)[1:-1]}", f"there is no such field; of this kind are {', '.join(known)}")
+        if value is None and kind != "outcome": continue
         try: found[name] = known[name](value)
         except _No as e: raise _No(f"data.{name}", str(e)) from None
     for name in REQUIRED[kind]:
-        if name not in found: raise _No(f"data.{name}", f"a {kind} must have it")
+        if name not in found: raise _No(f"data.{name}", f"it is missing, and {', '.join(REQUIRED[kind])} must be there")
     return found
 
 # %% ../nbs/09_events.ipynb #399bc19a
@@ -263,7 +263,7 @@ def parse_event(
     if not isinstance(given, Mapping): return Refused("event", f"{shown(given)} is not an object")
     try:
         for name in given:
-            if name not in KEYS: raise _No(shown(name)[1:-1] or "event", f"an event has no such field; it has {', '.join(KEYS)}")
+            if name not in KEYS: raise _No(shown(name)[1:-1] or "event", f"there is no such field; an event has {', '.join(KEYS)}")
         kind = given.get("kind")
         if not isinstance(kind, str) or kind not in KINDS: raise _No("kind", f"{shown(kind)} is none of {', '.join(KINDS)}")
         names = {}

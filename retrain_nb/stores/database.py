@@ -133,7 +133,7 @@ deliveries = sa.Table("deliveries", metadata, # What was sent out, to whom; the 
     sa.Column("at", sa.Text, nullable=False))
 
 # %% ../../nbs/stores/26_database.ipynb #f263cff7
-SCHEMA = "0002" # The newest step in `migrations/versions`
+SCHEMA = "0004" # The newest step in `migrations/versions`
 BEFORE = {"seq", "kind", "key", "at", "body", "leaf"} # The columns of `entries` in a database from before there were steps
 
 def schema_version(
