@@ -10,6 +10,8 @@ Modules:
 - `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
 - `retrain_nb.events`: What happened, when did it happen, and when did we learn of it?
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
+- `retrain_nb.faces.daily`: What do cron and the person who looks after it ask for?
+- `retrain_nb.faces.proofs`: What happened, and can it be proved?
 - `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
 - `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
@@ -37,6 +39,7 @@ Modules:
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
+- `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?

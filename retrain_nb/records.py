@@ -8,8 +8,8 @@ Promises that `from_json(kind, as_json(record)) == record`, and that a verdict w
 
 # %% auto #0
 __all__ = ['PASS', 'FAIL', 'INSUFFICIENT', 'OUTCOMES', 'EXIT_CODES', 'RetrainError', 'UsageError', 'SettingsError', 'DataError',
-           'AccessError', 'VerificationError', 'LockedError', 'Verdict', 'combine', 'guard', 'Refusal', 'require',
-           'Estimate', 'Model', 'Recipe', 'differences', 'as_json', 'from_json', 'verdict_table']
+           'AccessError', 'VerificationError', 'LockedError', 'counted', 'Verdict', 'combine', 'guard', 'Refusal',
+           'require', 'Estimate', 'Model', 'Recipe', 'differences', 'as_json', 'from_json', 'verdict_table']
 
 # %% ../nbs/00_records.ipynb #b4767abb
 from collections.abc import Callable, Sequence
@@ -45,6 +45,15 @@ class VerificationError(RetrainError):
 class LockedError(RetrainError):
     "Another cycle is at work; try later"
     exit_code = 75
+
+# %% ../nbs/00_records.ipynb #0c23433e
+def counted(
+    n:int,       # How many
+    one:str,     # What one of them is called, such as `row`
+    more:str=""  # What several are called; empty adds an s
+) -> str:
+    "So many of something, in words"
+    return f"{n:,} {one if n == 1 else more or f'{one}s'}"
 
 # %% ../nbs/00_records.ipynb #f41698ed
 PASS, FAIL, INSUFFICIENT = "PASS", "FAIL", "INSUFFICIENT"

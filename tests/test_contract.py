@@ -190,7 +190,7 @@ MISTAKES = {
     "[columns.x] max_missing: found 25; Input should be less than or equal to 1": ("max_missing = 0.25", "max_missing = 25"),
     "[columns.c]: `min` and `max` are for numbers": ('["a", "b"]', '["a", "b"]\nmin = 0'),
     "[columns.y]: `categories` and `max_categories` are for texts": ("max_missing = 0.5", "max_categories = 5"),
-    "[columns.secret] tag: found 'private'; Input should be '', 'personal' or 'forbidden'": ('"personal"', '"private"'),
+    "[columns.secret] tag: found 'private'; Input should be '', 'personal', 'granted' or 'forbidden'": ('"personal"', '"private"'),
     "[columns.c] categories.1: found 7; Input should be a valid string": ('["a", "b"]', '["a", 7]'),
     "colums: unknown; did you mean `columns`?": ("[columns.x]", "[colums.x]"),
     "[table]: found 3; ": (HEAD, 'version = "1"\ntable = 3\n'),

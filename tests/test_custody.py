@@ -1,4 +1,5 @@
 "Keys handed over, leaked, lost and interrupted; a witness that remembers; a checkpoint that other tools can check"
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -12,9 +13,9 @@ from retrain_nb import auditor
 from retrain_nb.loop import custody
 from retrain_nb.loop.audit import verify
 from retrain_nb.notes import check_note, parse_tlog_proof
-from retrain_nb.records import UsageError, VerificationError
+from retrain_nb.records import LockedError, UsageError, VerificationError
 from retrain_nb.services.workbench import furnish, open_workbench
-from retrain_nb.stores import keys, ledger
+from retrain_nb.stores import catalog, keys, ledger, turns
 
 NOW = datetime(2024, 6, 1, tzinfo=UTC)
 
@@ -78,6 +79,74 @@ def test_a_lost_key_is_replaced_and_trusted_only_by_name(book):
     note(lost, 5)
     assert verify(book.root)["first_bad"]["damage"] == "untrusted key"
     assert verify(book.root, trusted=[new])["verdict"] == "PASS"
+
+
+def state(book): # -> all that a handing over could touch: entries, signed heads, views, files of keys
+    with book.engine.connect() as c: heads = c.execute(sa.select(ledger.heads)).all()
+    files = {p.name: p.read_bytes() for p in book.key_path.parent.iterdir()}
+    return book.ask(ledger.entries), heads, book.ask(catalog.dump), files
+
+
+def hand_on(book): return custody.hand_over(book, NOW)
+
+
+@pytest.mark.parametrize("change", [hand_on, lambda book: custody.replace_lost(book, NOW)], ids=["hand over", "go on without"])
+def test_who_lost_his_turn_hands_nothing_over(book, tmp_path, database_url, change):
+    furnish(tmp_path/"shared", "toy")
+    book = open_workbench(tmp_path/"shared")
+    book = replace(book, settings=book.settings.model_copy(update={"workbench": book.settings.workbench.model_copy(update={"database": database_url})}))
+    note(book, 0)
+    if change is not hand_on: book.key_path.rename(tmp_path/"gone")
+    with book.lock():
+        with book.engine.begin() as c: # Silent for an hour: the lease ran out, and another took it
+            c.execute(turns.leases.update().values(until="2020-01-01T00:00:00Z"))
+            assert turns.take(c, "work", "another", 3600, NOW) == book.held["fence"] + 1
+        before = state(book)
+        with pytest.raises(LockedError, match="another has taken over"): change(book)
+        assert state(book) == before
+        with book.engine.begin() as c: assert turns.release(c, "work", book.held["fence"] + 1)
+    with book.lock(): new = change(book)                                     # In its own turn it may
+    assert book.signer.vkey == new == book.ask(ledger.newest, "ledger.key").body["vkey"]
+    book.engine.dispose()
+
+
+def test_every_entry_of_a_key_is_projected_once_and_made_again_the_views_are_the_same(book, monkeypatch):
+    shown = []
+    monkeypatch.setitem(catalog.PROJECTIONS, "ledger.key", lambda c, seq, at, body: shown.append((seq, body["reason"])))
+    note(book, 5)
+    hand_on(book)
+    book.key_path.unlink()
+    vars(book).pop("signer", None)
+    custody.replace_lost(book, NOW)
+    assert shown == [(8, "rotated"), (9, "lost")]
+    before = book.ask(catalog.dump)
+    with book.engine.begin() as c: catalog.rebuild(c, ledger.entries(c))
+    assert book.ask(catalog.dump) == before and shown[2:] == [(1, "first"), *shown[:2]] # From the ledger, the same
+
+
+def test_the_first_key_is_projected_too(tmp_path, monkeypatch):
+    furnish(tmp_path, "toy")
+    shown = []
+    monkeypatch.setitem(catalog.PROJECTIONS, "ledger.key", lambda c, seq, at, body: shown.append(seq))
+    note(open_workbench(tmp_path), 0)
+    assert shown == [1]
+
+
+def test_there_is_one_door_to_the_ledger():
+    package = Path(custody.__file__).parent.parent
+    writers = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if re.search(r"ledger\.(append|seal|plant)\(", p.read_text())}
+    assert writers == {"services/workbench.py"}
+
+
+def test_a_handing_over_that_fails_at_its_entry_moves_no_key(book, monkeypatch):
+    former = book.signer.vkey
+    monkeypatch.setattr(ledger, "seal", lambda *_: 1/0)
+    with pytest.raises(ZeroDivisionError): hand_on(book)
+    monkeypatch.undo()
+    assert (book.key_path.parent/"ledger.next").exists() and keys.load_key(book.key_path, book.signer.name).vkey == former
+    assert note(book, 5).seq == 7 and custody.finish(book) is False          # The former key goes on
+    made = keys.load_key(book.key_path.parent/"ledger.next", book.signer.name).vkey
+    assert hand_on(book) == made and verify(book.root)["verdict"] == "PASS"  # And the one that was made is used
 
 
 def test_a_persons_own_openssh_key_signs_the_ledger(book, tmp_path):
@@ -168,3 +237,13 @@ def test_a_ledger_of_the_first_format_is_adopted_once_and_its_entries_stay_as_th
     assert verify(root)["verdict"] == "PASS"
     tamper(book, "DELETE FROM heads", "DELETE FROM nodes", f"DELETE FROM entries WHERE seq > {before}", "UPDATE entries SET body='{}' WHERE seq=2")
     assert verify(root)["first_bad"]["seq"] == 2
+
+
+@pytest.mark.parametrize(("kind", "key"), [("workbench.noted", "a\0b"), ("workbench\0noted", "ab")])
+def test_a_control_character_in_a_name_is_refused_in_the_same_words_on_both_databases_and_makes_no_key(tmp_path, database_url, kind, key):
+    furnish(tmp_path/"book", "toy")
+    book = open_workbench(tmp_path/"book")
+    book = replace(book, settings=book.settings.model_copy(update={"workbench": book.settings.workbench.model_copy(update={"database": database_url})}))
+    with pytest.raises(UsageError, match=r"^(the key 'a\\x00b' of a `workbench.noted` is not plain text|'workbench\\x00noted' cannot be a name)"): book.append(kind, key, {}, NOW)
+    assert book.ask(ledger.entries) == [] and not book.key_path.exists()
+    book.engine.dispose()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -267,7 +268,10 @@ def test_a_folder_that_cannot_be_is_named(bench: Path) -> None:
 
 def test_every_process_of_a_run_carries_its_mark(bench: Path) -> None:
     heard: list[str] = []
-    def look(event: dict) -> None: heard.extend(p.environ()[MARK] for p in psutil.Process().children(recursive=True) if p.cmdline())
+    def look(event: dict) -> None:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.ZombieProcess, psutil.NoSuchProcess): # It ended while we looked
+                if process.cmdline(): heard.append(process.environ()[MARK])
     run("good", bench, folder="mark", on_event=look)
     assert len(set(heard)) == 1 and len(heard) >= 3
     assert MARK not in os.environ

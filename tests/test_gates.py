@@ -80,7 +80,7 @@ def test_real_scores_go_all_the_way_through():
     odds = rng.normal(-1, 1, n)
     y, score = (rng.random(n) < 1/(1 + np.exp(-odds))).astype(float), 1/(1 + np.exp(-odds - rng.normal(0, 0.1, n)))
     policy = replace(POLICY, min_rows=1000, min_positives=50)
-    checks = [sanity(score, y), data_health(y, day, y, day, policy), maturity(y, policy)]
+    checks = [*CHECKS[:2], sanity(score, y), data_health(y, day, y, day, policy), maturity(y, policy)]
     champion = 1/(1 + np.exp(-odds - rng.normal(0, 0.1, n)))
     assert judge(evaluate(y, score, champion, day, policy.level), checks, policy).outcome == PASS
     assert judge(evaluate(y, score, base_rate(y, n), day, policy.level, "base rate"), checks, policy).outcome == PASS
@@ -89,7 +89,7 @@ def test_real_scores_go_all_the_way_through():
     assert judge(evaluate(y, score, None, day, policy.level), checks, policy).outcome == INSUFFICIENT
     assert judge(evaluate(y, score, champion, day, 0.8), checks, policy).outcome == INSUFFICIENT # Made for another alpha
     few = slice(0, 200)
-    checks = [sanity(score[few], y[few]), data_health(y, day, y[few], day[few], policy), maturity(y[few], policy)]
+    checks = [*CHECKS[:2], sanity(score[few], y[few]), data_health(y, day, y[few], day[few], policy), maturity(y[few], policy)]
     assert judge(evaluate(y[few], score[few], champion[few], day[few], policy.level), checks, policy).outcome == INSUFFICIENT
 
 

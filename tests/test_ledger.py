@@ -19,7 +19,7 @@ from retrain_nb.digest import canonical
 from retrain_nb.merkle import leaf_hash, root
 from retrain_nb.records import DataError, LockedError, RetrainError, UsageError
 from retrain_nb.stores.database import journal_mode, open_database, reading
-from retrain_nb.stores.ledger import append, entries, entry_leaf, find, table
+from retrain_nb.stores.ledger import append, entries, entry_leaf, find, find_key, table
 
 AT = "2013-06-01T03:00:00Z"
 
@@ -261,3 +261,22 @@ def test_the_head_changes_with_any_leaf_and_with_their_order(data, draw):
     assert root(leaves) != root(leaves[:i] + leaves[i+1:])
     shuffled = random.Random(0).sample(leaves, len(leaves))
     assert (root(shuffled) == root(leaves)) == (shuffled == leaves)
+
+
+@pytest.mark.parametrize(("kind", "key", "said"), [
+    ("test.fact", "a\0b", r"the key 'a\\x00b' of a `test.fact` is not plain text"), ("test.fact", "a\nb", r"'a\\nb' of a `test.fact` is not plain text"),
+    ("test.fact", "\x7f", "not plain text"), ("test.fact", "a\x9b2J", "not plain text"), ("test.fact", "a\ud800", "not plain text"), ("test.fact", "", "without a key"),
+    ("test\0fact", "a", r"'test\\x00fact' cannot be a name"), ("test.fact\n", "a", r"'test.fact\\n' cannot be a name")])
+def test_no_database_is_asked_to_keep_a_control_character_in_a_kind_or_a_key(database_url, kind, key, said):
+    engine = open_database(database_url)
+    with pytest.raises(UsageError, match=f"^(the key |a `test.fact` )?.*{said}") as e, engine.begin() as c: append(c, kind, key, {}, AT)
+    assert "database" not in str(e.value)                                  # The ledger's own words, the same on both
+    with engine.begin() as c: assert append(c, "test.fact", "Zürich \N{SNOWMAN}", {}, AT).seq == 1
+    engine.dispose()
+
+
+def test_a_key_with_a_control_character_that_an_older_version_let_in_is_still_found(tmp_path):
+    engine = open_database(url(tmp_path))
+    with engine.begin() as c: c.execute(table.insert().values(seq=1, kind="test.fact", key="a\nb", at=AT, body="{}", leaf=entry_leaf(1, "test.fact", "a\nb", AT, "{}")))
+    with reading(engine) as c: assert [e.key for e in find(c, "1")] == [find_key(c, "a\nb").key] == ["a\nb"]
+    engine.dispose()

@@ -27,11 +27,12 @@ from openlineage.client.generated import base
 from openlineage.client.serde import Serde
 
 from retrain_nb.digest import canonical, digest
+from retrain_nb.faces.cli import main
 from retrain_nb.loop import deliver as room
-from retrain_nb.loop.deliver import deliver, event, waiting
+from retrain_nb.loop.deliver import deliver, event, refused, waiting
 from retrain_nb.records import UsageError
 from retrain_nb.services import openlineage
-from retrain_nb.services.openlineage import UndeliveredError, post, run_uuid
+from retrain_nb.services.openlineage import RefusedError, UndeliveredError, post, run_uuid
 from retrain_nb.services.workbench import furnish, open_workbench
 from retrain_nb.stores import catalog, database, ledger
 
@@ -267,13 +268,13 @@ def test_down_slow_broken_moved_then_up_everything_arrives_once_and_in_order(boo
     all_of_them, port, said = [canonical(e) for e in told(book)], free_port(), []
     here = with_lineage(book, url=f"http://127.0.0.1:{port}")
     down = deliver(here, said.append)
-    assert (down["sent"], down["waiting"]) == (0, 6) and "cannot be reached" in down["why"] and len(said) == 1 and "6 event(s) wait" in said[0]
+    assert (down["sent"], down["waiting"]) == (0, 6) and "cannot be reached" in down["why"] and len(said) == 1 and "6 events wait" in said[0]
     with Receiver(200) as elsewhere, Receiver(201, 500, hang, 307, 302, nonsense, 404, 200, port=port) as receiver:
         receiver.elsewhere = elsewhere.url
         for why, sent, wait in (("answered 500", 1, 5), ("did not answer in", 0, 5), ("answered 307", 0, 5), ("answered 302", 0, 5), ("cannot be reached", 0, 5), ("answered 404", 0, 5)):
             found = deliver(here, seconds=0.5)
             assert (why in found["why"], found["sent"], found["waiting"]) == (True, sent, wait), found
-        assert deliver(here) == {"channel": "openlineage", "sent": 5, "waiting": 0, "why": ""}
+        assert deliver(here) == {"channel": "openlineage", "sent": 5, "refused": 0, "waiting": 0, "why": ""}
         assert deliver(here)["sent"] == 0
         assert receiver.got == all_of_them and len(set(receiver.ids())) == 6 and not elsewhere.tokens
     files = {p.read_bytes() for p in (book.mirrors/"openlineage").iterdir()}
@@ -344,6 +345,87 @@ def test_an_address_with_an_impossible_port_is_told():
     with pytest.raises((UsageError, UndeliveredError)): post("http://127.0.0.1:99999999/x", b"{}")
 
 
+# --- A receiver that refuses for good ---
+
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+def test_an_event_that_is_refused_for_good_holds_up_nobody_and_is_sent_again_by_hand(tmp_path, database_url, status):
+    furnish(tmp_path/"book", "toy")
+    book = open_workbench(tmp_path/"book")
+    book = replace(book, settings=book.settings.model_copy(update={"workbench": book.settings.workbench.model_copy(update={"database": database_url})}))
+    for n in (1, 2): night(book, n)
+    wanted, seqs, said = [canonical(e) for e in told(book)], sorted(outbox(book)), []
+    with Receiver(200, status, 200) as receiver:
+        here = with_lineage(book, url=receiver.url)
+        assert deliver(here, said.append) == {"channel": "openlineage", "sent": 5, "refused": 1, "waiting": 0, "why": ""}
+        assert receiver.got == [wanted[0], *wanted[2:]]                     # The others, in their order, once
+        assert [(r["seq"], r["why"]) for r in book.ask(refused)] == [(seqs[1], f"{receiver.url} answered {status}.")]
+        assert len(said) == 1 and f"1 event refused and set aside, first entry {seqs[1]}: " in said[0] and "deliver --again" in said[0]
+        assert deliver(here, said.append)["sent"] == 0 and len(said) == 1 and len(receiver.tokens) == 6 # Not asked again by itself
+        with book.engine.begin() as c: catalog.rebuild(c, ledger.entries(c))
+        assert book.ask(waiting) == []                                      # Nor after the views were made again
+        assert deliver(here, again=True)["sent"] == 1 and receiver.got[5:] == [wanted[1]] and book.ask(refused) == []
+        assert deliver(here, again=True)["sent"] == 0                       # What was taken is not sent again by this
+    book.engine.dispose()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 405, 407, 408, 409, 410, 421, 425, 426, 429, 500, 501, 502, 503, 504, 507])
+def test_an_answer_that_may_change_is_no_refusal_and_nothing_overtakes(book, status):
+    night(book, 1)
+    with Receiver(200, status, 200) as receiver:
+        here = with_lineage(book, url=receiver.url)
+        found = deliver(here)
+        assert (found["sent"], found["refused"], found["waiting"]) == (1, 0, 2) and f"answered {status}" in found["why"] and len(receiver.got) == 1
+        assert deliver(here)["sent"] == 2 and receiver.got == [canonical(e) for e in told(book)]
+
+
+def test_a_server_that_is_down_while_the_refused_are_sent_again_has_them_wait_in_their_order(book):
+    for n in (1, 2): night(book, n)
+    with Receiver(422) as receiver: assert deliver(with_lineage(book, url=receiver.url))["refused"] == 6
+    night(book, 3)
+    found = deliver(with_lineage(book, url=f"http://127.0.0.1:{free_port()}"), again=True)
+    assert (found["sent"], found["refused"], found["waiting"]) == (0, 0, 9) and book.ask(refused) == []
+    with Receiver(200) as receiver:
+        deliver(with_lineage(book, url=receiver.url))
+        assert receiver.got == [canonical(e) for e in told(book)]
+
+
+def test_of_two_at_once_the_one_that_was_taken_counts(book):
+    night(book, 1)
+    seq = outbox(book)[0]
+    for first, second in ((None, "too long"), ("too long", None)):
+        with book.engine.begin() as c:
+            c.execute(database.deliveries.delete())
+            for why in (first, second): room.mark(c, seq, NOW, why)
+        assert book.ask(refused) == [] and seq not in book.ask(waiting)
+
+
+def test_a_person_hears_of_what_was_refused_and_sends_it_again(book, capsys):
+    night(book, 1)
+    def call(*words):
+        code = main([*words, "--root", str(book.root), "--json"])
+        heard = capsys.readouterr()
+        return code, json.loads(heard.out), heard.err
+    lineage = lambda: next(c for c in call("doctor")[1]["checks"] if c["check"] == "lineage")
+    assert lineage() == {"check": "lineage", "outcome": "PASS", "found": "3 events waiting"}
+    with Receiver(415, 415, 200) as receiver:
+        settings = book.root/"settings.ini"
+        settings.write_text(f"{settings.read_text()}\n[lineage]\nurl = {receiver.url}\n")
+        code, done, err = call("deliver")
+        assert (code, done["sent"], done["refused"], len(done["set_aside"])) == (3, 1, 2, 2) and "2 events refused" in err
+        assert lineage()["outcome"] == "FAIL" and "2 events refused" in lineage()["found"] and "answered 415" in lineage()["found"]
+        code, done, err = call("deliver")
+        assert (code, done["sent"], done["refused"], len(done["set_aside"]), err) == (3, 0, 0, 2, "")  # It stays said
+        code, done, _ = call("deliver", "--again")
+        assert (code, done["sent"], done["set_aside"]) == (0, 2, []) and lineage()["found"] == "0 events waiting"
+    with book.lock():
+        assert call("deliver", "--again")[0] == 75
+
+
+def test_a_refusal_is_a_kind_of_failure():
+    with Receiver(422) as receiver, pytest.raises(RefusedError, match="answered 422.*deliver --again"): post(receiver.url, b"{}", seconds=2)
+    assert issubclass(RefusedError, UndeliveredError)
+
+
 # --- Senders that are killed, or two at once ---
 
 SEND = "import sys; from retrain_nb.services.workbench import open_workbench; from retrain_nb.loop.deliver import deliver; print(deliver(open_workbench(sys.argv[1])))"
@@ -397,7 +479,7 @@ def test_on_both_databases_nothing_is_sent_again_after_the_catalog_was_made_agai
     with book.engine.begin() as c:
         room.mark(c, outbox(book)[0], NOW) # A second time
         catalog.rebuild(c, ledger.entries(c))
-    assert deliver(book) == {"channel": "openlineage", "sent": 0, "waiting": 0, "why": ""}
+    assert deliver(book) == {"channel": "openlineage", "sent": 0, "refused": 0, "waiting": 0, "why": ""}
     with book.engine.begin() as c: c.execute(database.deliveries.delete().where(database.deliveries.c.seq == outbox(book)[1]))
     assert deliver(book)["sent"] == 1
     book.engine.dispose()

@@ -137,6 +137,7 @@ def test_links_other_keys_and_empty_folders_are_refused(folder, tmp_path):
     (tmp_path/"empty").mkdir()
     with pytest.raises(UsageError, match="no file"): write_bundle(tmp_path/"empty", key)
     from cryptography.hazmat.primitives import serialization as s
+    (tmp_path/"ed").touch(0o600)
     (tmp_path/"ed").write_bytes(Key(b"1").private.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
     with pytest.raises(UsageError, match="no P-256 key"): p256_key(tmp_path/"ed")
     (tmp_path/"ed").write_text("nonsense")
@@ -208,6 +209,26 @@ def test_every_digest_that_a_real_statement_gives_is_that_of_something_kept(parc
     changes = json.loads(book.artifacts.get(planned["diff"]))
     assert list(changes["files"]) == ["feed_of_parcels.py", "names.csv"] and "+# a change that nobody committed" in changes["patch"]
     assert "# a change that nobody committed" in json.loads(book.artifacts.get(planned["source_code"][0]))["files"]["feed_of_parcels.py"]
+
+
+def test_a_model_is_handed_on_with_its_provenance_under_a_signature_of_its_own(parcels, tmp_path, capsys):
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from retrain_nb.faces.cli import main
+    hand = lambda folder, *more: main(["export", str(folder), "--model", "champion", "--root", str(parcels), *more])
+    assert hand(tmp_path/"m") == 0 and hand(tmp_path/"m") == 2
+    assert "is not empty" in capsys.readouterr().err
+    sealed = json.loads((tmp_path/"m.sig").read_bytes())["dsseEnvelope"]
+    payload = base64.b64decode(sealed["payload"])
+    listed = {r["name"]: r["digest"] for r in json.loads(payload)["predicate"]["resources"]}
+    assert listed == {p.name: digest(p.read_bytes()) for p in (tmp_path/"m").iterdir()} and set(listed) == {"booster.txt", "model.json", "provenance.json"}
+    public = serialization.load_pem_public_key((tmp_path/"m.pub").read_bytes())
+    said = b"DSSEv1 %d %s %d %s" % (len(sealed["payloadType"]), sealed["payloadType"].encode(), len(payload), payload)
+    public.verify(base64.b64decode(sealed["signatures"][0]["sig"]), said, ec.ECDSA(hashes.SHA256()))
+    assert "is there already" in (hand(tmp_path/"m2"), (tmp_path/"n.sig").write_text(""), hand(tmp_path/"n"), capsys.readouterr().err)[-1]
+    (parcels/".retrain"/"keys"/"model_signing").chmod(0o644)
+    assert hand(tmp_path/"o") == 2 and "open to others" in capsys.readouterr().err and not (tmp_path/"o").exists()
+    (parcels/".retrain"/"keys"/"model_signing").chmod(0o600)
 
 
 def test_the_auditor_takes_it(parcels):

@@ -150,7 +150,7 @@ def test_a_worker_that_slept_through_its_turn_can_write_nothing_more(parcels, ne
     heir = Worker(neighbour, "heir")
     assert heir.said == "mine" and heir.write("b") == "2"
     os.kill(sleeper.process.pid, signal.SIGCONT)
-    assert "`late` was not written" in sleeper.write("late") and sleeper.end() == 75
+    assert "the entry was not written" in sleeper.write("late") and sleeper.end() == 75
     assert heir.write("c") == "3" and heir.end() == 0      # And its leaving did not take the lease away from the heir
     assert keys(parcels) == ["a", "b", "c"]
 

@@ -8,7 +8,7 @@ that report, profile and mirror come after the outcome is durable and can never 
 
 # %% auto #0
 __all__ = ['keep_origin', 'Plan', 'page_path', 'plan', 'mark_lost', 'keep_provenance', 'run_page', 'header', 'publish',
-           'tell_others', 'profile_snapshot', 'send_mirror']
+           'tell_others', 'hidden_in', 'profile_snapshot', 'send_mirror']
 
 # %% ../../nbs/loop/42_runs.ipynb #a9e84d59
 import json
@@ -23,7 +23,7 @@ from typing import Any
 
 from ..digest import canonical, digest, short
 from ..durable import write_atomic
-from ..records import DataError, Recipe, UsageError, as_json
+from ..records import PASS, DataError, Recipe, UsageError, Verdict, as_json, from_json
 from . import custody
 from .deliver import deliver
 from ..services import profile, provenance, render, tracking
@@ -222,7 +222,7 @@ def publish(
     _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name), out), say)
     if out.is_file(): _published(book, run, out.read_bytes())
     _try("mirror", lambda: send_mirror(book, done, decision), say)
-    if settings.run.profile_rows and done["parameters"].get("snapshot"): _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], folder/"profile.html", say), say)
+    if settings.run.profile_rows and done["parameters"].get("snapshot"): _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], hidden_in(book, done), folder/"profile.html", say), say)
     _try("index", lambda: render.index(book.ask(catalog.runs, 500), book.reports/"index.html", settings.workbench.name), say)
 
 # %% ../../nbs/loop/42_runs.ipynb #b3c282e9
@@ -235,18 +235,28 @@ def tell_others(
     _try("lineage", lambda: deliver(book, say), say)
 
 # %% ../../nbs/loop/42_runs.ipynb #f1dd67ec
+def hidden_in(
+    book:Workbench,    # Where
+    run:dict[str, Any] # As the catalog has it
+) -> tuple[str, ...]:
+    "Columns of which no value may be shown"
+    found = from_json(Verdict, run["verdict"]).leaves if run["verdict"] else ()
+    suspected = {v.name.removesuffix(".undeclared") for v in found if v.name.endswith(".undeclared") and v.outcome != PASS}
+    return tuple(sorted({*book.contract.hidden, *suspected}))
+
+# %% ../../nbs/loop/42_runs.ipynb #71f3d837
 def profile_snapshot(
     book:Workbench,           # Where
     snapshot:str,             # Digest of the rows
+    hidden:tuple[str, ...],   # Columns of which no value may be shown
     out:Path,                 # Where the HTML goes
     say:Callable[[str], None] # Hears of progress
 ) -> None:
     "The data profile of a snapshot, beside the report"
-    kept, limits = book.reports/"profiles"/f"{snapshot}.html", book.settings.run
+    kept, limits = book.reports/"profiles"/f"{short(digest([snapshot, hidden]))}.html", book.settings.run # Another one once more is hidden
     if not kept.is_file():
         say("profiling a sample of the snapshot")
         parts = [book.snapshots.folder/"files"/p.sha256[:2]/f"{p.sha256}.parquet" for p in book.snapshots.describe(snapshot).parts]
-        hidden = book.contract.tagged("personal") + book.contract.tagged("forbidden")
         why = profile.profile(parts, kept, hidden, limits.profile_rows, limits.profile_timeout_s, title=f"{book.settings.workbench.name}: snapshot {short(snapshot)}")
         if why: return say(f"no profile: {why}")
     write_atomic(out, kept.read_bytes())
@@ -262,6 +272,5 @@ def send_mirror(
     left, recipe = _left(folder), json.loads(book.artifacts.get(run["recipe"])) if run["recipe"] else {}
     files = [{"name": f"{run['page']}-report", "kind": "report", "path": "report.html"}]
     if run["model"]: files.append({"name": f"{book.settings.workbench.name}-model", "kind": "model", "path": str(book.artifacts.as_file(run["model"], folder))})
-    hidden = book.contract.tagged("personal") + book.contract.tagged("forbidden")
-    tracking.prepare(folder, tracking.describe(run, recipe, left.get("evaluation", {}), run["verdict"], decision, files, hidden))
+    tracking.prepare(folder, tracking.describe(run, recipe, left.get("evaluation", {}), run["verdict"], decision, files, hidden_in(book, run)))
     tracking.start_mirror(folder, book.mirrors, t.mode, t.project, t.timeout_s)

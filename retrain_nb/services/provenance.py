@@ -27,6 +27,7 @@ from ..digest import canonical, digest, digest_file
 from ..durable import safe_digest, write_atomic
 from ..notes import check_envelope, pae, sign_envelope
 from ..records import UsageError, VerificationError
+from ..stores.keys import key_file
 from ..stores.snapshots import Snapshot
 
 # %% ../../nbs/services/38b_provenance.ipynb #2ab5388f
@@ -164,7 +165,7 @@ def p256_key(
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
             f.write(made.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
         write_atomic(path.with_name(f"{path.name}.pub"), _pem(made))
-    try: key = s.load_pem_private_key(path.read_bytes(), None)
+    try: key = s.load_pem_private_key(key_file(path), None)
     except (ValueError, TypeError) as e: raise UsageError(f"{path} holds no private key that can be read: {e}.", "Give an unencrypted PEM file.") from None
     if isinstance(key, ec.EllipticCurvePrivateKey) and isinstance(key.curve, ec.SECP256R1): return key
     raise UsageError(f"{path} is no P-256 key.", "Model Signing takes ECDSA keys only; name another file and one is made.")

@@ -97,6 +97,7 @@ def split_rows(self:Session,
     "Rows to learn from, rows to judge on"
     source, split = self.book.settings.source, self.split
     taught = split.train.contains(frame[source.time]) & labelled_by(frame, split.cut, source.label, source.label_time)
+    frame = frame.drop(columns=list(self.book.contract.withheld), errors="ignore") # Not even `derive` of a view sees them
     return frame[taught], frame[split.test.contains(frame[source.time])]
 
 # %% ../../nbs/services/36_session.ipynb #47e96490

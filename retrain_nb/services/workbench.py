@@ -163,17 +163,44 @@ def lock(self:Workbench) -> Iterator[None]:
                 if turns.release(connection, "work", fence): turns.sign_out(f)
 
 # %% ../../nbs/services/33_workbench.ipynb #e4959370
-def _append(book:Any, kind:str, key:str, body:dict, at:datetime) -> Any:
-    "One attempt to write an entry"
-    from retrain_nb.stores import catalog, ledger, turns
-    with book.engine.begin() as connection:
-        if book.held and not turns.renew(connection, "work", book.held["fence"], _patience(book), turns.clock(connection, datetime.now(UTC))):
-            raise LockedError(f"`{key}` was not written: this process was silent for so long that another has taken over its work.", "Nothing is left to do; the other carries on.")
-        if (before := ledger.find_key(connection, key)) is None: book.vouch(connection, at)
-        entry = ledger.append(connection, kind, key, body, iso(at))
-        if before is None: catalog.project(connection, entry.seq, entry.kind, entry.at, entry.body)
-        if before is None: ledger.seal(connection, book.checkpoint)
-    return entry
+@dataclass
+class _Pen:
+    "What entries are written with, in one transaction"
+    book:Any         # Where
+    connection:Any   # The transaction
+    at:datetime      # A label
+    vouched:bool     # Whether the last head was seen to be ours, or need not be
+    wrote:bool=False # Whether there is anything new to sign
+    def vouch(self) -> None:
+        if not self.vouched:
+            self.vouched = True
+            self.book.vouch(self)
+    def enter(self, kind:str, key:str, body:dict) -> Any:
+        from retrain_nb.stores import catalog, ledger
+        ledger.need_key(kind, key)
+        if new := ledger.find_key(self.connection, key) is None: self.vouch()
+        entry = ledger.append(self.connection, kind, key, body, iso(self.at))
+        if new: catalog.project(self.connection, entry.seq, entry.kind, entry.at, entry.body)
+        self.wrote |= new
+        return entry
+
+# %% ../../nbs/services/33_workbench.ipynb #6ceb6a2c
+@patch
+@contextmanager
+def writing(self:Workbench,
+    at:datetime,     # A label for people
+    lost:bool=False  # The key that signed the last head is gone, and nobody can vouch for it
+) -> Iterator[Any]:  # A pen: `enter` takes kind, key and body of an entry and gives the entry; `vouch` looks at the last head before there is one
+    "A transaction that is ours to write, each entry in it with its projections, under one signed head; all of it or nothing"
+    from retrain_nb.stores import ledger, turns
+    with self.engine.begin() as connection:
+        if self.held and not turns.renew(connection, "work", self.held["fence"], _patience(self), turns.clock(connection, datetime.now(UTC))):
+            raise LockedError("the entry was not written: this process was silent for so long that another has taken over its work.", "Nothing is left to do; the other carries on.")
+        pen = _Pen(self, connection, at, vouched=lost)
+        yield pen
+        if pen.wrote: ledger.seal(connection, self.checkpoint)
+
+
 
 # %% ../../nbs/services/33_workbench.ipynb #b12f4de7
 PAUSES = (0.2, 1.0, 5.0) # Seconds before each further attempt
@@ -188,9 +215,10 @@ def append(self:Workbench,
     "Write an entry and its projections under a signed head: all of it or nothing"
     from retrain_nb.stores.database import LostError
     for pause in PAUSES:
-        try: return _append(self, kind, key, as_json(body), at)
+        try:
+            with self.writing(at) as pen: return pen.enter(kind, key, as_json(body))
         except LostError: time.sleep(pause)
-    return _append(self, kind, key, as_json(body), at)
+    with self.writing(at) as pen: return pen.enter(kind, key, as_json(body))
 
 # %% ../../nbs/services/33_workbench.ipynb #507e3859
 @patch
@@ -215,17 +243,16 @@ def checkpoint(self:Workbench,
 # %% ../../nbs/services/33_workbench.ipynb #28d6fdcc
 @patch
 def vouch(self:Workbench,
-    connection:Any, # A transaction that writes
-    at:datetime     # A label
+    pen:Any # That `writing` gives
 ) -> None:
     "See that the last head was signed with our key; in a ledger that nobody has signed yet, enter the key"
     from retrain_nb.stores import ledger
-    last, named = ledger.last_head(connection), ledger.newest(connection, "ledger.key")
+    last, named = ledger.last_head(pen.connection), ledger.newest(pen.connection, "ledger.key")
     if last is None and named: raise VerificationError("the signed heads of the ledger are gone.", ledger.CURE)
     if last is None:
-        ledger.plant(connection)
+        ledger.plant(pen.connection)
         body = {"origin": self.signer.name, "vkey": self.signer.vkey, "ssh": self.signer.ssh, "previous": "", "reason": "first"}
-        ledger.append(connection, "ledger.key", f"ledger.key:{self.signer.vkey}", body, iso(at))
+        pen.enter("ledger.key", f"ledger.key:{self.signer.vkey}", body)
     elif named is None or named.body["vkey"] != self.signer.vkey:
         raise VerificationError(f"the ledger is signed with the key {named.body['vkey'] if named else 'of nobody'}, and {self.key_path} is another.",
                                 "Name the right one under [ledger] key in settings.ini, or hand over to this one with `retrain-nb key`.")
@@ -249,9 +276,9 @@ def view(self:Workbench) -> FeatureView:
     found = self.load(self.settings.features.view)
     if not isinstance(found, FeatureView):
         raise SettingsError(f"[features] view: `{self.settings.features.view}` is a {type(found).__name__}.", "Name a `FeatureView`.")
-    kept_out = set(found.columns) & {*self.contract.tagged("personal"), *self.contract.tagged("forbidden")}
+    kept_out = set(found.columns) & set(self.contract.withheld)
     if kept_out: raise SettingsError(f"view `{found.name}` looks at {', '.join(sorted(kept_out))}, which the contract tags as personal or forbidden.",
-                                     "Take it out of the view; such columns never reach a model.")
+                                     "Take it out of the view, or let a person decide: `tag = \"granted\"` in the contract.")
     return found
 
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46

@@ -195,7 +195,7 @@ def superiority(
                    method=f"superiority, one-sided {policy.alpha:g}; {e.method}")
 
 # %% ../../nbs/stages/14_gates.ipynb #59f72403
-NEEDED = ("sanity", "data health", "maturity") # Checks without which nothing passes
+NEEDED = ("contract", "privacy", "data health", "maturity", "sanity") # Checks without which nothing passes
 
 class Compared(Protocol):
     "What a gate needs to know of an evaluation"
@@ -215,7 +215,7 @@ def _given(checks:Sequence[Verdict], evaluation:Compared, rival:str) -> list[Ver
 @guarded
 def refresh(
     evaluation:Compared,      # Candidate against champion
-    checks:Sequence[Verdict], # Of `sanity`, `data_health`, `maturity`, and any others
+    checks:Sequence[Verdict], # All of `NEEDED`, and any others
     policy:GatePolicy         # Its margins say which rails there are
 ) -> Verdict:                 # PASS only if all checks and all rails pass
     "May a newly trained model of the same procedure replace the champion?"
@@ -227,7 +227,7 @@ def refresh(
 @guarded
 def bootstrap(
     evaluation:Compared,      # Candidate against the base rate of its training labels
-    checks:Sequence[Verdict], # Of `sanity`, `data_health`, `maturity`, and any others
+    checks:Sequence[Verdict], # All of `NEEDED`, and any others
     policy:GatePolicy         # `min_gain`, `alpha` and minimal evidence
 ) -> Verdict:                 # PASS only if all checks pass and the log loss is better
     "May a first model serve, where none does yet?"
@@ -237,7 +237,7 @@ def bootstrap(
 @guarded
 def judge(
     evaluation:Compared,      # Candidate against `champion` or `base rate`
-    checks:Sequence[Verdict], # Of `sanity`, `data_health`, `maturity`, and any others
+    checks:Sequence[Verdict], # All of `NEEDED`, and any others
     policy:GatePolicy         # What must be shown
 ) -> Verdict:                 # `refresh` or `bootstrap`; INSUFFICIENT for any other rival
     "May this candidate serve?"

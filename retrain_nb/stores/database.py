@@ -127,10 +127,11 @@ def reading(
 
 # %% ../../nbs/stores/26_database.ipynb #9a52e85f
 metadata = sa.MetaData()
-deliveries = sa.Table("deliveries", metadata, # What was sent out, to whom; the ledger does not know it
+deliveries = sa.Table("deliveries", metadata, # What others were told, on which channel; the ledger does not know it
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False), # The entry that it was about
     sa.Column("channel", sa.String(40), primary_key=True),
-    sa.Column("at", sa.Text, nullable=False))
+    sa.Column("at", sa.Text, nullable=False),
+    sa.Column("why", sa.Text)) # Empty if it was taken, otherwise why it was refused for good
 
 # %% ../../nbs/stores/26_database.ipynb #f263cff7
 SCHEMA = "0004" # The newest step in `migrations/versions`
@@ -138,7 +139,7 @@ BEFORE = {"seq", "kind", "key", "at", "body", "leaf"} # The columns of `entries`
 
 def schema_version(
     connection:Connection # Any transaction
-) -> str|None:            # Such as `0002`; `None` for an empty database, or one from before there were numbers
+) -> str|None:            # Such as `0003`; `None` for an empty database, or one from before there were numbers
     "Which step of `migrations/versions` the database has reached"
     if not sa.inspect(connection).has_table("alembic_version"): return None
     return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()

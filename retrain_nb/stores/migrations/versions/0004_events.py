@@ -4,7 +4,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0004", "0002"
+revision, down_revision = "0004", "0003"
 
 
 def upgrade():
