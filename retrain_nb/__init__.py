@@ -35,6 +35,7 @@ Modules:
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
+- `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
