@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -156,16 +157,18 @@ class Events:
         folder:Path,   # Where segments lie
         sealed:Callable[[Connection], Sequence[Segment]] # Which segments the ledger names, in its order
     ):
-        self.folder, self.sealed, self._index = Path(folder), sealed, _Known()
+        self.folder, self.sealed, self._index, self._turn = Path(folder), sealed, _Known(), Lock()
     def __repr__(self) -> str: return f"<Events in {self.folder.name}>"
     def path(self, sha256:str) -> Path: return self.folder/safe_digest(sha256)[:2]/sha256
+    def get(self, sha256:str) -> bytes: return read_checked(self.path(sha256), sha256) # A file that the ledger names, checked
     def known(self, connection:Connection) -> _Known:
         "The ids of all segments there are in this transaction"
         import numpy as np
         told = self.sealed(connection)
-        if [s.segment for s in told[:len(self._index.segments)]] != [s.segment for s in self._index.segments]: self._index = _Known()
-        for s in told[len(self._index.segments):]: self._index.add(s, np.frombuffer(read_checked(self.path(s.id_hashes), s.id_hashes), "<u8"))
-        return self._index
+        with self._turn:
+            if any(a.segment != b.segment for a, b in zip(told, self._index.segments)): self._index = _Known() # Another ledger
+            for s in told[len(self._index.segments):]: self._index.add(s, np.frombuffer(self.get(s.id_hashes), "<u8"))
+            return self._index
 
 # %% ../../nbs/stores/29_events.ipynb #171d097d
 def _lock(connection:Connection) -> None:
@@ -181,7 +184,7 @@ def _fetch(self:Events,
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
-    table = pq.read_table(pa.BufferReader(read_checked(self.path(segment.segment), segment.segment)))
+    table = pq.read_table(pa.BufferReader(self.get(segment.segment)))
     return list(events_of(segment.kind, table.filter(pc.is_in(table["id"], pa.array(ids, pa.string()))), dict(segment.columns)))
 
 @patch
@@ -379,7 +382,7 @@ def _clash(self:Events, connection:Connection, sealing:Sealing) -> bool:
     import numpy as np
     known = self.known(connection)
     for s in sealing.segments:
-        hashes = np.frombuffer(read_checked(self.path(s.id_hashes), s.id_hashes), "<u8")
+        hashes = np.frombuffer(self.get(s.id_hashes), "<u8")
         came = connection.execute(sa.select(hot.c.id).where(hot.c.kind == s.kind, hot.c.seq > sealing.last)).scalars().all()
         if len(came) and np.isin(id_hashes(came), hashes).any(): return True
         if any(known.segments[n].segment not in sealing.seen for n in known.hits(s.kind, hashes)): return True
@@ -396,7 +399,7 @@ def _equal(self:Events,
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
-    old = pq.read_table(pa.BufferReader(read_checked(self.path(segment.segment), segment.segment)))
+    old = pq.read_table(pa.BufferReader(self.get(segment.segment)))
     place = pc.index_in(table["id"].combine_chunks(), old["id"].combine_chunks())
     old, same, kinds = old.take(place), pc.is_valid(place), dict(segment.columns)
     for name in {*table.column_names, *kinds} | set(FIXED):
@@ -503,7 +506,7 @@ def _part(self:Events,
     late = as_of if parse_time(s.known_to) > as_of else None
     low, high = (t if t is not None and parse_time(s.start) < t <= parse_time(s.end) else None for t in (start, end))
     need = ["id", "event_time", *[c for c in ("subject", "known_at") if columns is None or c in columns or c == "known_at" and late], *kinds]
-    table = pq.read_table(pa.BufferReader(read_checked(self.path(s.segment), s.segment)), columns=need, read_dictionary=[c for c in kinds if kinds[c] == WORDS])
+    table = pq.read_table(pa.BufferReader(self.get(s.segment)), columns=need, read_dictionary=[c for c in kinds if kinds[c] == WORDS])
     return cut(table, late, low, high), kinds
 
 # %% ../../nbs/stores/29_events.ipynb #b88614d7
