@@ -1108,6 +1108,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'retrain_nb/stores/catalog.py'),
                                            'retrain_nb.stores.catalog._noted': ( 'stores/catalog.html#_noted',
                                                                                  'retrain_nb/stores/catalog.py'),
+                                           'retrain_nb.stores.catalog._outcome': ( 'stores/catalog.html#_outcome',
+                                                                                   'retrain_nb/stores/catalog.py'),
                                            'retrain_nb.stores.catalog._pick': ('stores/catalog.html#_pick', 'retrain_nb/stores/catalog.py'),
                                            'retrain_nb.stores.catalog._plain': ( 'stores/catalog.html#_plain',
                                                                                  'retrain_nb/stores/catalog.py'),
