@@ -9,7 +9,7 @@ out, and that no number ever comes from a missing score: what cannot be measured
 
 # %% auto #0
 __all__ = ['EPS', 'METRICS', 'LOSS', 'log_losses', 'placements', 'influence', 'spread', 'estimate', 'delong', 'Bin', 'bin_codes',
-           'reliability', 'squared_error', 'logistic', 'cox', 'base_rate', 'Day', 'Evaluation', 'evaluate',
+           'wilson', 'reliability', 'squared_error', 'logistic', 'cox', 'base_rate', 'Day', 'Evaluation', 'evaluate',
            'evaluation_table']
 
 # %% ../../nbs/stages/13_evaluate.ipynb #19a6c37e
@@ -123,7 +123,7 @@ class Bin:
     n:int       # Rows in it
     score:float # Their mean score
     rate:float  # Share with label 1
-    low:float   # Wilson interval of the rate
+    low:float   # Interval of the rate, over days
     high:float
 
 def bin_codes(
@@ -134,20 +134,34 @@ def bin_codes(
     return np.searchsorted(np.quantile(p, np.arange(1, bins)/bins), p, side="left")
 
 # %% ../../nbs/stages/13_evaluate.ipynb #2e631052
-def reliability(
-    y:np.ndarray, # (n,) labels 0 or 1
-    p:np.ndarray, # (n,) scores
-    level:float   # Coverage of each interval
-) -> tuple[Bin, ...]: # At most ten, from low scores to high
-    "The reliability curve"
-    from scipy.special import ndtri
-    q, at = float(ndtri((1 + level)/2)), bin_codes(p)
-    count = np.bincount(at)
-    used = count > 0
-    n, rate, score = count[used], np.bincount(at, y)[used]/count[used], np.bincount(at, p)[used]/count[used]
+def wilson(
+    rate:Any, # Share of ones
+    n:Any,    # How many independent rows it rests on; may be a fraction
+    q:Any     # Quantile, such as 1.96
+) -> tuple[Any, Any]: # Lower and upper bound
+    "Wilson's interval of a rate"
     middle, half = (rate + q*q/(2*n))/(1 + q*q/n), q*(rate*(1 - rate)/n + q*q/(4*n*n))**0.5/(1 + q*q/n)
-    low, high = np.maximum(middle - half, 0), np.minimum(middle + half, 1)
-    points = zip(n.tolist(), score.tolist(), rate.tolist(), low.tolist(), high.tolist())
+    return np.maximum(middle - half, 0), np.minimum(middle + half, 1)
+
+def reliability(
+    y:np.ndarray,     # (n,) labels 0 or 1
+    p:np.ndarray,     # (n,) scores
+    codes:np.ndarray, # (n,) day of each row, 0 to K-1
+    level:float       # Coverage of each interval
+) -> tuple[Bin, ...]: # At most ten, from low scores to high; with a single day in a bin its interval is 0 to 1
+    "The reliability curve"
+    from scipy.special import stdtrit
+    k, at = int(codes.max()) + 1, bin_codes(p)
+    table = np.stack([np.bincount(at*k + codes, w, minlength=10*k).reshape(10, k) for w in (np.ones(len(y)), y, p)])
+    rows, late, _ = table = table[:, table[0].sum(axis=1) > 0]
+    n, ones, total = table.sum(axis=2)
+    rate, days = ones/n, (rows > 0).sum(axis=1)
+    more = np.maximum(days - 1, 1)
+    variance = days/more*((late - rate[:, None]*rows)**2).sum(axis=1)/n**2
+    worth = np.where(variance > 0, np.minimum(n, rate*(1 - rate)/np.where(variance > 0, variance, 1)), days)
+    low, high = wilson(rate, worth, stdtrit(more, (1 + level)/2))
+    low, high = np.where((days > 1) & (rate > 0), low, 0.0), np.where((days > 1) & (rate < 1), high, 1.0)
+    points = zip(n.astype(int).tolist(), (total/n).tolist(), rate.tolist(), low.tolist(), high.tolist())
     return tuple(Bin(n=n, score=score, rate=rate, low=low, high=high) for n, score, rate, low, high in points)
 
 # %% ../../nbs/stages/13_evaluate.ipynb #4e51e952
@@ -317,7 +331,7 @@ def evaluate(
         base_rate=float(label.mean()) if some else None, days=len(names), level=level,
         candidate=metrics.get("candidate", {}), rival=metrics.get("rival", {}), difference=metrics.get("difference", {}),
         calibration={**(cox(label, p, codes, level) if some else {}), **({"squared_error": error} if error else {})},
-        reliability=reliability(label, p, level) if some else (), by_day=_by_day(label, scores, codes, names) if some else ())
+        reliability=reliability(label, p, codes, level) if some else (), by_day=_by_day(label, scores, codes, names) if some else ())
 
 # %% ../../nbs/stages/13_evaluate.ipynb #11ad7eae
 def evaluation_table(
