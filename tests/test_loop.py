@@ -109,6 +109,10 @@ def test_without_leave_no_first_model_serves(tmp_path, capsys):
     code, done = call(capsys, root, "cycle", "--now", MARCH)
     assert (code, done["verdict"], done["did"], done["champion"]) == (4, "INSUFFICIENT", "kept", "")
     assert "without a person" in done["reasons"][0]["reason"]
+    reports, page = root/"reports", (root/"reports"/"index.html").read_text()
+    assert re.findall(r'class="pill [^>]*>(\w+)<', page) == ["INSUFFICIENT"] # As its report says, and not the PASS of its gates
+    for file in (reports/"index.html", reports/done["run"]/"report.html"):
+        assert [href for href in re.findall(r'href="([^"#:]+)"', file.read_text()) if not (file.parent/href).exists()] == []
 
 
 def test_a_breach_of_contract_exits_3_and_shows_the_rows(parcels, capsys):

@@ -194,17 +194,19 @@ def header(
     run:dict[str, Any],       # As the catalog has it
     decision:dict[str, Any],  # What the loop made of it: `did`, `sentence`, perhaps `verdict`
     checkpoint:str,           # The ledger's newest: a reader who keeps it can hold us to it
-    title:str                 # Of the workbench
+    title:str,                # Of the workbench
+    profiled:bool=True        # Whether a profile of the rows lies, or will lie, beside it
 ) -> dict[str, Any]:          # What `render.report` takes
     "The top of a report: what was decided, on which grounds, and where it comes from"
     given = run["parameters"] or {}
     facts = {"run": run["run"], "as of": run["as_of"], "candidate": short(run["model"] or ""), "champion before": short(given.get("champion", "")) or "none",
              "snapshot": short(given.get("snapshot", "")), "recipe": short(run["recipe"] or ""), "seed": given.get("seed"),
              "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
-    numbers = {metric: told(metric, e["value"]) for metric, e in (run["metrics"] or {}).items()}
+    links = {**({"profile of the rows": "profile.html"} if profiled else {}), **({"the page as run": f"{run['page']}.ipynb"} if run["notebook"] else {})}
+    numbers = {metric.replace("_", " "): told(metric, e["value"]) for metric, e in (run["metrics"] or {}).items()}
     return {"title": f"{title}: {run['page']} as of {run['as_of'][:10]}", "state": run["state"], "cause": run["cause"] or "", "decision": decision,
             "verdict": run["verdict"], "numbers": numbers, "checkpoint": checkpoint,
-            "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {"profile of the rows": "profile.html", "the page as run": f"{run['page']}.ipynb", "all reports": "../index.html"}}
+            "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {**links, "all reports": "../index.html"}}
 
 # %% ../../nbs/loop/42_runs.ipynb #f59ce099
 def _try(what:str, make:Callable[[], Any], say:Callable[[str], None]) -> Any:
@@ -227,14 +229,14 @@ def publish(
 ) -> None:
     "Make the views of a finished run: report, mirror, profile, index"
     done, folder, settings = book.ask(catalog.run, run), book.reports/run, book.settings
-    _, note = book.ask(ledger.last_head)
+    profiled, (_, note) = bool(settings.run.profile_rows and done["parameters"].get("snapshot")), book.ask(ledger.last_head)
     page, out = folder/f"{done['page']}.ipynb", folder/"report.html"
     say("writing the report")
-    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name), out), say)
+    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name, profiled), out), say)
     if out.is_file(): _published(book, run, out.read_bytes())
     _try("mirror", lambda: send_mirror(book, done, decision), say)
-    if settings.run.profile_rows and done["parameters"].get("snapshot"): _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], hidden_in(book, done), folder/"profile.html", say), say)
-    _try("index", lambda: render.index(book.ask(catalog.runs, 500), book.reports/"index.html", settings.workbench.name), say)
+    if profiled: _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], hidden_in(book, done), folder/"profile.html", say), say)
+    _try("index", lambda: render.index(book.ask(catalog.runs, render.MOST + 1), book.reports/"index.html", settings.workbench.name), say)
 
 # %% ../../nbs/loop/42_runs.ipynb #b3c282e9
 def tell_others(
