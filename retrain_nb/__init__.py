@@ -8,6 +8,7 @@ Modules:
 - `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
 - `retrain_nb.digest`: Are these two things the same, here and on another machine, today and in five years?
 - `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
+- `retrain_nb.events`: What happened, when did it happen, and when did we learn of it?
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
 - `retrain_nb.faces.daily`: What do cron and the person who looks after it ask for?
 - `retrain_nb.faces.proofs`: What happened, and can it be proved?
@@ -45,6 +46,7 @@ Modules:
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
 - `retrain_nb.stores.database`: Which database, safely opened, at the right version?
+- `retrain_nb.stores.events`: Is what we were told kept, once each, and can it be asked what was known at any moment?
 - `retrain_nb.stores.keys`: Which key signs for this workbench, and who could have used it?
 - `retrain_nb.stores.ledger`: What happened, in which order, and was it really written down?
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?

@@ -134,7 +134,7 @@ deliveries = sa.Table("deliveries", metadata, # What others were told, on which 
     sa.Column("why", sa.Text)) # Empty if it was taken, otherwise why it was refused for good
 
 # %% ../../nbs/stores/26_database.ipynb #f263cff7
-SCHEMA = "0003" # The newest step in `migrations/versions`
+SCHEMA = "0004" # The newest step in `migrations/versions`
 BEFORE = {"seq", "kind", "key", "at", "body", "leaf"} # The columns of `entries` in a database from before there were steps
 
 def schema_version(
