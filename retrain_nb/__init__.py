@@ -3,6 +3,7 @@
 Modules:
 
 - `retrain_nb.auditor`: Is this the history that was signed, to the last byte?
+- `retrain_nb.columns`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.demo.flights`: Will this flight be more than 15 minutes late, cancelled or diverted, as far as one could know when it should have left?
 - `retrain_nb.demo.flights_view`: What may a model look at before a flight leaves?
 - `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
