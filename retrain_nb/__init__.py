@@ -3,7 +3,6 @@
 Modules:
 
 - `retrain_nb.auditor`: Is this the history that was signed, to the last byte?
-- `retrain_nb.columns`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.demo.flights`: Will this flight be more than 15 minutes late, cancelled or diverted, as far as one could know when it should have left?
 - `retrain_nb.demo.flights_view`: What may a model look at before a flight leaves?
 - `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
@@ -21,6 +20,7 @@ Modules:
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.mapping`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
@@ -38,6 +38,7 @@ Modules:
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
+- `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?

@@ -72,6 +72,7 @@ def _check_kept(
         found.checked["files"] = found.checked.get("files", 0) + 1
         try:
             if role in auditor.ARTIFACTS: book.artifacts.get(digest)
+            elif role in auditor.SIGNALS: book.events.get(digest)
             else: book.snapshots.read(digest)
         except RetrainError as e: found.find("changed file", seq, f"The {role} that entry {seq} names: {e.cause}")
     for seq, digest, model in found.claims:

@@ -19,7 +19,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from ..durable import write_atomic, write_once
-from ..mentions import names
+from ..mentions import ARTIFACTS, SIGNALS, names
 from ..notes import check_note, find_checkpoint, parse_checkpoint, ssh_signature, tlog_proof
 from ..records import RetrainError, UsageError, VerificationError
 from ..services.provenance import p256_key, write_bundle
@@ -80,9 +80,10 @@ def export(
     engine.dispose()
     named = {pair for row in rows[ledger.table] for pair in names(ledger.parse_body(row["body"]))}
     artifacts, snapshots = Artifacts(folder/"artifacts"), Snapshots(folder/"snapshots")
-    for digest in {d for d, role in named if role != "snapshot"}: write_once(artifacts.path(digest), book.artifacts.get(digest))
+    for digest in {d for d, role in named if role in ARTIFACTS}: write_once(artifacts.path(digest), book.artifacts.get(digest))
+    for digest in (signals := {d for d, role in named if role in SIGNALS}): write_once(folder/"signals"/digest[:2]/digest, book.events.get(digest))
     files = sum(book.snapshots.copy(digest, snapshots) for digest in {d for d, role in named if role == "snapshot"})
-    return {"entries": len(rows[ledger.table]), "artifacts": len(artifacts.digests()), "snapshot_files": files}
+    return {"entries": len(rows[ledger.table]), "artifacts": len(artifacts.digests()), "snapshot_files": files, "signal_files": len(signals)}
 
 # %% ../../nbs/loop/40_custody.ipynb #df9631f8
 def hand_on(

@@ -11,7 +11,7 @@ does not grow with the file."""
 __all__ = ['NUMBER', 'WORDS', 'NO_NUMBER', 'PLAIN', 'INSIDE', 'PARQUET', 'JSON', 'CSV', 'BLOCK', 'CHUNK', 'LINE', 'Plan',
            'make_plan', 'Odd', 'cell', 'when', 'Reader', 'in_columns', 'Looked', 'look', 'unchanged', 'Rows',
            'read_csv', 'parse_json', 'json_arrivals', 'in_chunks', 'read_json', 'Piece', 'rows_of', 'read_parquet',
-           'tabulate', 'shown_url', 'read_query']
+           'shown_url', 'read_query']
 
 # %% ../../nbs/services/37_intake.ipynb #68da4a39
 import codecs
@@ -22,7 +22,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from difflib import get_close_matches
@@ -33,10 +33,10 @@ from uuid import UUID
 
 from fastcore.basics import patch
 
-from ..columns import DATA, SEPARATORS, UNITS, Columns
-from ..events import EARLIEST, KINDS, LATEST, Refused, find_zone, parse_event, shown
+from ..mapping import DATA, SEPARATORS, UNITS, Columns
+from ..events import EARLIEST, EPOCH, KINDS, LATEST, Refused, find_zone, parse_event, shown
 from ..records import DataError, UsageError, counted
-from ..stores.events import EPOCH, Arrival, as_text, flatten
+from ..stores.events import Arrival, as_text
 
 if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
     import numpy as np
@@ -82,7 +82,7 @@ def make_plan(
         elif said and (strict and name in declared.model_fields_set or name in ("id", "event_time")): places[name] = _there(said, name, columns)
         elif (said or name) in columns: places[name] = said or name
     if "subject" not in {*places, *constants} and "id" in places: places["subject"] = places["id"]
-    if odd := {"id", "event_time", "known_at"} & constants.keys(): raise UsageError(f"`{min(odd)}` cannot be the same for all rows.", "Name a column.")
+    if same := {"id", "event_time", "known_at"} & constants.keys(): raise UsageError(f"`{min(same)}` cannot be the same for all rows.", "Name a column.")
     if strict and (odd := [d for d in DATA if d in declared.model_fields_set and d not in KINDS[kind]]) and declared.kind in KINDS:
         raise UsageError(f"`{odd[0]}` is no field of {kind}.", f"Those are {', '.join(KINDS[kind])}.")
     if kind != "prediction": return Plan(kind, places, constants, {}, {})
@@ -284,7 +284,7 @@ def unchanged(
     if _mark(file.path.stat()) != file.mark: raise DataError(f"{file.name} was written to while it was read.", "Nothing was taken; try again when it is complete.")
 
 # %% ../../nbs/services/37_intake.ipynb #50c4f96b
-CHUNK = 20_000 # Rows at a time
+CHUNK = 50_000 # Rows at a time: some 100 MB
 
 @dataclass
 class Rows:
@@ -542,37 +542,6 @@ def read_parquet(
         except (pa.ArrowException, OSError) as e: raise torn(f"after row {first - 1:,}, {e}") from None
     return reader, tables()
 
-# %% ../../nbs/services/37_intake.ipynb #0e834513
-def tabulate(
-    arrivals:Sequence[Arrival] # Events
-) -> tuple[list[Piece], list[Arrival]]: # Tables, and what fits into none
-    "Events as tables"
-    import numpy as np
-    import pyarrow as pa
-    groups:dict[tuple, list[tuple[Arrival, dict[str, Any]]]] = {}
-    alone, flats = [], [(a, flatten(a.found.data)) for a in arrivals if not isinstance(a.found, Refused)]
-    mixed = {n for n, kinds in _types(f for _, f in flats).items() if len(kinds) > 1}
-    for a, flat in flats:
-        e:Any = a.found
-        if e.data.get("value", 0) is None: alone.append(a)
-        else: groups.setdefault((e.kind, e.stamped, e.known_at < e.event_time, "score" in flat, *sorted(n for n in mixed & flat.keys() if isinstance(flat[n], str))), []).append((a, flat))
-    made = []
-    for (kind, stamped, ahead, *_), members in groups.items():
-        events:list[Any] = [a.found for a, _ in members]
-        columns:dict[str, Any] = {c: pa.array([getattr(e, c) for e in events], pa.string()) for c in ("id", "subject")}
-        columns |= {c: pa.array([getattr(e, c) for e in events], pa.timestamp("us", "UTC")) for c in ("event_time", *(() if stamped else ("known_at",)))}
-        for name, kinds in _types(f for _, f in members).items():
-            columns[name] = pa.array([f.get(name) if kinds == {str} or f.get(name) is None else float(f[name]) for _, f in members], pa.string() if kinds == {str} else pa.float64())
-        made.append(Piece(kind, pa.table(columns), np.array([a.row or 0 for a, _ in members]), ahead))
-    return made, alone
-
-def _types(flats:Iterable[dict[str, Any]]) -> dict[str, set[type]]:
-    "Whether there are numbers, texts or both, under each name"
-    found:dict[str, set[type]] = {}
-    for flat in flats:
-        for name, value in flat.items(): found.setdefault(name, set()).add(str if isinstance(value, str) else float)
-    return found
-
 # %% ../../nbs/services/37_intake.ipynb #bfdda082
 def shown_url(
     url:str # SQLAlchemy URL
@@ -610,7 +579,7 @@ def read_query(
     import sqlalchemy as sa
     engine, secret = _engine(declared)
     origin = shown_url(declared.url)
-    def said(e:Exception) -> DataError:
+    def said(e:BaseException) -> DataError:
         text = " ".join(str(getattr(e, "orig", None) or e).split())
         return DataError(f"{origin}: {text.replace(secret, '***') if secret else text}.", "Nothing was taken.")
     opened = engine.connect()
