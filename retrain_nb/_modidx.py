@@ -1417,6 +1417,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'retrain_nb/stores/events.py'),
                                           'retrain_nb.stores.events.Events.read': ( 'stores/events.html#events.read',
                                                                                     'retrain_nb/stores/events.py'),
+                                          'retrain_nb.stores.events.Events.sift': ( 'stores/events.html#events.sift',
+                                                                                    'retrain_nb/stores/events.py'),
                                           'retrain_nb.stores.events.Events.write': ( 'stores/events.html#events.write',
                                                                                      'retrain_nb/stores/events.py'),
                                           'retrain_nb.stores.events.Receipt': ('stores/events.html#receipt', 'retrain_nb/stores/events.py'),
