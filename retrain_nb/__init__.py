@@ -12,6 +12,7 @@ Modules:
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
 - `retrain_nb.faces.daily`: What do cron and the person who looks after it ask for?
 - `retrain_nb.faces.proofs`: What happened, and can it be proved?
+- `retrain_nb.faces.signals`: How do events come in, and which did not?
 - `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
 - `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?

@@ -13,8 +13,6 @@ __all__ = ['BODY', 'EVENTS', 'ONE', 'LINES', 'WAITING', 'TOGETHER', 'PATIENCE', 
 # %% ../../nbs/loop/49_server.ipynb #24972960
 import asyncio
 import hmac
-import json
-import os
 import queue
 import secrets
 import signal
@@ -31,7 +29,7 @@ from typing import Any
 from ..durable import write_once
 from ..events import Refused
 from ..mapping import Columns
-from ..records import LockedError, RetrainError, UsageError, VerificationError, counted
+from ..records import LockedError, RetrainError, UsageError, VerificationError
 from ..services.intake import Odd, Reader, parse_json
 from ..services.workbench import Workbench
 from ..stores import keys
@@ -104,7 +102,7 @@ WAITING, TOGETHER = 64 << 20, 5_000 # Most bytes of all requests under way; as m
 class _Turn:
     "A request that waits for its events"
     arrivals:list[Arrival]
-    answer:Callable[[list[str]|Exception], None] # Called once, from the writer's thread
+    answer:Callable[[list[str]|Exception], Any] # Called once, from the writer's thread
 
 class Writer:
     "A thread that takes what waits into one transaction after another"
@@ -119,7 +117,7 @@ class Writer:
         self.turns.put(None)
         self.thread.join()
     def _gather(self) -> tuple[list[_Turn], bool]: # Who waits, and whether it goes on
-        turns, size = [], 0
+        turns, size = list[_Turn](), 0
         while size < TOGETHER:
             try: turn = self.turns.get(block=not turns)
             except queue.Empty: break
