@@ -12,14 +12,18 @@ Modules:
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
 - `retrain_nb.faces.daily`: What do cron and the person who looks after it ask for?
 - `retrain_nb.faces.proofs`: What happened, and can it be proved?
+- `retrain_nb.faces.signals`: How do events come in, and which did not?
 - `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
 - `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.deliver`: Who has to hear of what happened, and has not heard it yet?
 - `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
+- `retrain_nb.loop.ingest`: Is all of it in, or nothing, and what became of each row?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.loop.server`: When may a sender forget an event that it has sent?
+- `retrain_nb.mapping`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
@@ -27,6 +31,7 @@ Modules:
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.intake`: How does a file of somebody else become events, and what is said about each row that does not?
 - `retrain_nb.services.openlineage`: What may a catalog of other people's hear of a run?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?

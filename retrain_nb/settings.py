@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import BeforeValidator
 
+from .mapping import Columns, told
 from .records import SettingsError, counted
 from .tasks import TASKS, TaskName
 
@@ -139,6 +140,7 @@ class Settings(Section):
     ledger:LedgerSection = LedgerSection()
     tracking:TrackingSection = TrackingSection()
     lineage:LineageSection = LineageSection()
+    ingest:dict[Annotated[str, Field(pattern="^[a-z0-9_-]+$")], Columns] = {} # [ingest.NAME]: what the columns of others are, for each of them
     @model_validator(mode="after")
     def _columns_differ(self):
         names = [self.source.key, self.source.time, self.source.label, self.source.label_time]
@@ -162,6 +164,7 @@ def _known(loc:tuple) -> list[str]:
 def _finding(error:Any) -> str:
     "One line for one mistake: section, key, what was found, what is accepted, the nearest known name"
     loc = tuple(str(part) for part in error["loc"])
+    if loc[:1] == ("ingest",) and len(loc) > 1: return f"[ingest.{loc[1]}] " + ("a name has only a-z 0-9 _ -" if "[key]" in loc else told({**error, "loc": loc[2:]}))
     where = f"section [{loc[0]}]" if len(loc) == 1 else f"[{loc[0]}] {'.'.join(loc[1:])}" if loc else "settings"
     if error["type"] == "missing": return f"{where}: missing"
     if error["type"] == "extra_forbidden":
@@ -183,7 +186,10 @@ def parse_settings(
     parser = configparser.ConfigParser(interpolation=None, inline_comment_prefixes=("#", ";")) # After white space only
     try:
         parser.read_string(text, source=origin)
-        return Settings.model_validate({name: dict(parser[name]) for name in parser.sections()})
+        sections:dict[str, Any] = {name: dict(parser[name]) for name in parser.sections() if not name.startswith("ingest.")}
+        if "ingest" in sections: raise SettingsError(f"{origin}: section [ingest] has no name.", "Write [ingest.bookings], or whatever the rows are.")
+        others = {name.removeprefix("ingest."): dict(parser[name]) for name in parser.sections() if name.startswith("ingest.")}
+        return Settings.model_validate({**sections, **({"ingest": others} if others else {})})
     except configparser.Error as e: raise SettingsError(f"{origin} is not an ini file: {e.message}.", "Look at the line it names.") from None
     except ValidationError as e:
         lines = "\n".join(f"  {_finding(error)}" for error in e.errors())

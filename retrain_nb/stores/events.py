@@ -236,15 +236,21 @@ def _bury(
     more = {"times": letters.c.times + insert.excluded.times, "last": insert.excluded.last}
     connection.execute(insert.on_conflict_do_update(index_elements=["digest"], set_=more), list(made.values()))
 
+def sending(
+    event:Event # Any
+) -> dict[str, Any]: # As somebody would send it
+    "An event as JSON values"
+    told:dict[str, Any] = {"kind": event.kind, "id": event.id, "subject": event.subject, "event_time": iso(event.event_time)}
+    if not event.stamped: told |= {"known_at": iso(event.known_at), **({"ahead": True} if event.known_at < event.event_time else {})}
+    return {**told, "data": event.data}
+
 # %% ../../nbs/stores/29_events.ipynb #b07b7127
 @patch
-def accept(self:Events,
-    connection:Connection,     # A transaction that writes; all of it is durable when that commits
-    batch:Sequence[Arrival],   # What came in, in its order
-    now:datetime               # UTC, for the dead letters
-) -> Receipt:
-    "Keep what is new, and say of each what became of it"
-    _lock(connection)
+def sift(self:Events,
+    connection:Connection,  # Any transaction
+    batch:Sequence[Arrival] # What came in, in its order
+) -> tuple[list[Event], list[tuple[Arrival, Refused]], list[str]]: # New events, what is refused and why, and the answer to each
+    "Part what is new from what is there and from what is refused"
     ids:dict[str, dict[str, None]] = {}
     for a in batch:
         if isinstance(a.found, Event): ids.setdefault(a.found.kind, {})[a.found.id] = None
@@ -263,17 +269,20 @@ def accept(self:Events,
             a = Arrival(e, as_text(sending(e)), a.origin, a.row)
         refused.append((a, why))
         answers.append(f"{REFUSED}: {why}")
+    return fresh, refused, answers
+
+@patch
+def accept(self:Events,
+    connection:Connection,     # A transaction that writes; all of it is durable when that commits
+    batch:Sequence[Arrival],   # What came in, in its order
+    now:datetime               # UTC, for the dead letters
+) -> Receipt:
+    "Keep what is new, and say of each what became of it"
+    _lock(connection)
+    fresh, refused, answers = self.sift(connection, batch)
     _insert(connection, fresh)
     _bury(connection, refused, now)
     return Receipt(len(fresh), len(batch) - len(fresh) - len(refused), len(refused), tuple(answers))
-
-def sending(
-    event:Event # Any
-) -> dict[str, Any]: # As somebody would send it
-    "An event as JSON values"
-    told:dict[str, Any] = {"kind": event.kind, "id": event.id, "subject": event.subject, "event_time": iso(event.event_time)}
-    if not event.stamped: told |= {"known_at": iso(event.known_at), **({"ahead": True} if event.known_at < event.event_time else {})}
-    return {**told, "data": event.data}
 
 # %% ../../nbs/stores/29_events.ipynb #4bc33c03
 def dead_letters(
