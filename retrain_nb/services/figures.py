@@ -127,7 +127,7 @@ def _percent(ax:Any, digits:int=0) -> None:
 def _end_labels(ax:Any, x:Any, ends:list[tuple[str, float, str]], *others:Any) -> None:
     "Write each name beside the last point of its line, and make room for it there and in the `others` that share its x axis"
     low, high = ax.get_ylim()
-    gap, before = 0.09*(high - low), float("-inf")
+    gap, before = max(0.09, 0.14/(ax.get_position().height*ax.figure.get_figheight()))*(high - low), float("-inf") # At least the height of a line
     for name, y, colour in sorted(ends, key=lambda end: end[1]):
         before = max(y, before + gap)
         ax.annotate(name, (x, before), xytext=(7, 0), textcoords="offset points", color=MUTED if colour == RIVAL else colour,
@@ -309,7 +309,7 @@ def daily(
     return picture
 
 # %% ../../nbs/services/34_figures.ipynb #556087c7
-SEEN = {"binary": ("observed rate", "score", "rate"), "multiclass": ("share that was right", "score of the first class", "share"),
+SEEN = {"binary": ("observed rate", "score", "rate"), "multiclass": ("share that was right", "top score", "share"),
         "regression": ("mean label", "prediction", "mean")} # What is seen, what was said, and what has an interval
 
 def calibration(

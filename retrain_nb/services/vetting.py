@@ -46,7 +46,7 @@ def read_model(
     if model.format not in FORMATS: raise DataError(f"the model's format is {model.format[:40]!r}, this version reads {', '.join(FORMATS)}.", "Use the version that wrote it.")
     if (model.format == FORMATS[2]) == (model.task == "binary") or model.task not in TASKS: raise DataError(f"a model of format {model.format} is not for the task {model.task[:40]!r}.", CURE)
     named = sorted(set(model.classes), key=str) if all(type(c) in (str, int) for c in model.classes) else []
-    if len(named) != len(model.classes) or (len(named) > 1) != (model.task == "multiclass"): raise DataError("the model's classes are not those of its task.", CURE)
+    if len(named) != len(model.classes) or (len(named) < 2 if model.task == "multiclass" else named): raise DataError("the model's classes are not those of its task.", CURE)
     if model.canary and {k: type(v) for k, v in model.canary.items()} != ANSWERS: raise DataError("the model's canary is not whole.", CURE)
     parse_time(model.cut)
     return model

@@ -198,7 +198,7 @@ def line(
     middle, width = float(p.mean()), float(p.std())
     if not width > 1e-9*abs(middle): return {}
     z = (p - middle)/width # Standardised: a label in millions loses no digits
-    rise = float(z @ y)/len(y)
+    rise = float(z @ (y - y.mean()))/len(y)
     rest = y - y.mean() - rise*z
     found = {"slope": (rise/width, rest*z/(len(y)*width)), "intercept": (float(y.mean()) - rise*middle/width, rest*(1 - z*middle/width)/len(y))}
     estimates = {name: estimate(value, psi, codes, level) for name, (value, psi) in found.items()}
