@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from conftest import undone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -91,11 +92,18 @@ PLAIN = st.none() | st.booleans() | st.integers(-2**53 + 1, 2**53 - 1) | st.floa
 JSON = st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8)
 
 
+@pytest.fixture
+def opened(database_url):
+    engine = open_database(database_url)
+    yield engine
+    engine.dispose()
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), st.dictionaries(st.sampled_from("xyz"), JSON, max_size=3)), max_size=12))
-def test_any_facts_repeated_in_any_order_are_written_once(new_database, facts):
-    engine, known = open_database(new_database()), {}
-    with engine.begin() as c:
+def test_any_facts_repeated_in_any_order_are_written_once(opened, facts):
+    known = {}
+    with undone(opened) as c:
         for key, body in facts:
             if key in known and json.dumps(known[key]) != json.dumps(body):
                 try: entry = append(c, "test.fact", key, body, AT)
@@ -108,7 +116,6 @@ def test_any_facts_repeated_in_any_order_are_written_once(new_database, facts):
             assert entry.body == body
         kept = entries(c)
     assert [e.key for e in kept] == list(known) and [e.seq for e in kept] == [*range(1, len(known) + 1)]
-    engine.dispose()
 
 
 def test_the_same_key_under_another_kind_is_another_fact(database_url):

@@ -34,17 +34,9 @@ def made(folder):
     return folder
 
 
-@pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    "A workbench after its first cycle; tests that change it take a copy"
-    root = made(tmp_path_factory.mktemp("first")/"parcels")
-    assert main(["cycle", "--now", MARCH, "--root", str(root)]) == 0
-    return root
-
-
 @pytest.fixture
-def parcels(first, tmp_path):
-    return Path(shutil.copytree(first, tmp_path/"parcels"))
+def parcels(first_night, tmp_path):
+    return Path(shutil.copytree(first_night, tmp_path/"parcels"))
 
 
 def change(root, name, before, after):
@@ -54,14 +46,14 @@ def change(root, name, before, after):
     path.write_text(text.replace(before, after))
 
 
-def test_the_first_cycle_makes_a_champion_and_says_on_what_evidence(first, capsys):
-    code, now = call(capsys, first, "status")
+def test_the_first_cycle_makes_a_champion_and_says_on_what_evidence(first_night, capsys):
+    code, now = call(capsys, first_night, "status")
     champion = now["champion"]
     assert code == 0 and champion["decision"] == "bootstrap" and champion["since"] == f"{MARCH}T00:00:00Z"
     assert re.fullmatch("[0-9a-f]{64}", champion["model"]) and re.fullmatch("[0-9a-f]{64}", champion["snapshot"])
     assert now["last_cycle"]["verdict"] == "PASS" and now["last_cycle"]["run"] == champion["run"]
     assert any(leaf["name"] for leaf in now["last_cycle"]["reasons"])
-    assert (first/now["report"]).is_file() and Path(now["reports"]).is_file()
+    assert (first_night/now["report"]).is_file() and Path(now["reports"]).is_file()
 
 
 def test_the_same_cycle_again_adds_nothing(parcels, capsys):
