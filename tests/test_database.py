@@ -166,7 +166,9 @@ def test_what_is_no_database_is_named(tmp_path):
     with pytest.raises(VerificationError, match="damaged or is no database"): open_database(f"sqlite:///{tmp_path}/ledger.db")
 
 
-@pytest.mark.parametrize(("url", "said"), [("mysql://u:secret@h/d", "neither"), ("sqlite+aiosqlite:///x.db", "neither"), ("u:secret@h", "no database address")])
+@pytest.mark.parametrize(("url", "said"), [
+    ("mysql://u:secret@h/d", "neither"), ("sqlite+aiosqlite:///x.db", "neither"), ("u:secret@h", "no database address"), ("mysql://u:secret:2@h/d", "neither"),
+    ("mysql://u:my/secret@h/d", "neither"), ("mysql://u:my@secret@h/d", "neither"), ("mysql://h/d?password=secret", "neither"), ("u:secret\n@h", "no database address")])
 def test_an_address_that_is_none_of_ours_is_refused_without_its_password(url, said):
     with pytest.raises(UsageError, match=said) as e: open_database(url)
     assert "secret" not in str(e.value)

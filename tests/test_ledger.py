@@ -240,8 +240,13 @@ def test_who_may_only_read_can_read_and_is_told_what_is_missing():
 def test_the_connection_is_durable(tmp_path):
     engine = open_database(url(tmp_path))
     with reading(engine) as c: found = [c.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous", "foreign_keys")]
-    mode = journal_mode(sqlite3.sqlite_version_info)
-    assert found == [mode, 2 if mode == "wal" else 3, 1]   # 2 is FULL; 3 is EXTRA, which is FULL and an fsync of the folder
+    assert found == [journal_mode(sqlite3.sqlite_version_info), 3, 1]   # 3 is EXTRA: FULL, and an fsync of the folder where a journal is deleted
+
+
+def test_where_sqlite_keeps_the_journal_that_we_do_not_want_the_folder_is_made_durable_as_well(tmp_path, monkeypatch):
+    monkeypatch.setattr("retrain_nb.stores.database.journal_mode", lambda version: "wal")
+    engine = open_database(f"sqlite:///file:{tmp_path}/ledger.db?vfs=unix-dotfile&uri=true") # Has no shared memory, so no WAL either
+    with reading(engine) as c: assert [c.exec_driver_sql(f"PRAGMA {p}").scalar() for p in ("journal_mode", "synchronous")] == ["delete", 3]
 
 
 def test_a_wal_file_from_a_newer_library_is_taken_back(tmp_path):
