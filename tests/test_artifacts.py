@@ -1,5 +1,6 @@
 "Faults of the artifact store and of the durable write below it: full disks, files in the way, damage, hostile names, races"
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -152,6 +153,32 @@ def test_a_writer_killed_at_each_of_its_calls_leaves_the_artifact_whole_or_not_a
             assert every_file(tmp_path) == store.digests() # Nothing else was left
     print(f"{trials} kills: the artifact was there after {there}")
     assert trials >= 8 and 0 < there < trials
+
+
+STEPS = {"write_once(p/'a'/'b'/'x', b'1')": ["mkdir a", "fsync .", "mkdir a/b", "fsync a", "fsync a/b/*", "name a/b/x", "fsync a/b"],
+         "write_once(p/'x', b'1')": ["fsync *", "name x", "fsync ."],
+         "os.mkdir(p/'a'); (p/'a'/'x').write_bytes(b'1'); write_once(p/'a'/'x', b'1')": ["mkdir a", "fsync a"], # Whoever wrote it may have been killed before
+         "write_atomic(p/'x', b'1')": ["fsync *", "name x", "fsync ."],
+         "(p/'x').write_bytes(b'1'); remove_file(p/'x')": ["unlink x", "fsync ."]}
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("nameless", [True, False])
+@pytest.mark.parametrize("code", STEPS)
+def test_bytes_are_durable_before_their_name_and_every_name_before_it_counts(tmp_path, code, nameless):
+    log, root = tmp_path/"log", tmp_path/"store"
+    root.mkdir()
+    setup = "import os; from pathlib import Path; from retrain_nb.durable import *; p = Path(os.sys.argv[1])" + ("" if nameless else "; del os.O_TMPFILE")
+    watch = "trace=mkdir,mkdirat,fsync,fdatasync,link,linkat,rename,renameat,renameat2,unlink,unlinkat"
+    subprocess.run(["strace", "-f", "-qq", "-y", "-o", log, "-e", watch, sys.executable, "-c", f"{setup}\n{code}", root], check=True)
+    told = []
+    for call, rest in re.findall(r"(\w+)\((.*)\) += \d", log.read_text()):
+        if not (paths := re.findall(rf"{re.escape(str(root))}(?:/([^\"<>]*))?[\"<>]", rest)): continue
+        path, kind = paths[-1] or ".", "name" if call[:4] in ("link", "rena") else call.removesuffix("at")
+        if kind == "unlink" and path.endswith(".tmp"): continue # What waited beside the target
+        if kind == "fsync" and not (root/path).is_dir(): path = os.path.join(os.path.dirname(path), "*")
+        told.append(f"{kind} {path}")
+    assert told == STEPS[code]
 
 
 DENIED = """
