@@ -26,8 +26,8 @@ __all__ = ['KEEP', 'ASK', 'DAMAGE', 'ARTIFACTS', 'SIGNALS', 'FIELDS', 'HEX', 'MA
            'leaf_hash', 'Tree', 'Key', 'parse_vkey', 'split_note', 'is_signed', 'parse_canonical', 'parse_row',
            'named_in', 'Ledger', 'read_entries', 'Reign', 'read_key', 'reign_at', 'check_keys', 'head_text',
            'head_fault', 'check_heads', 'find_checkpoints', 'read_held', 'check_held', 'check_ledger', 'check_file',
-           'shelf', 'check_files', 'pae', 'provenance_fault', 'check_provenance', 'first_bad', 'verdict_on',
-           'find_store', 'open_copy', 'read_table', 'newer_schema', 'damage_of', 'read_database', 'audit',
+           'shelf', 'find_store', 'check_files', 'pae', 'provenance_fault', 'check_provenance', 'first_bad',
+           'verdict_on', 'open_copy', 'read_table', 'newer_schema', 'damage_of', 'read_database', 'audit',
            'told_to_people', 'main']
 
 # %% ../nbs/07_auditor.ipynb #d1f6cd28
@@ -569,6 +569,15 @@ def shelf(store:Path, digest:str) -> Path:
     former = store/"artifacts"/digest[:2]/digest
     return former if former.exists() else store/"artifacts"/digest
 
+def find_store(
+    folder:Path # A workbench, its store, or a copy of either
+) -> Path:
+    "The folder that holds the ledger"
+    for store in (Path(folder), Path(folder)/".retrain"):
+        if (store/"ledger.db").is_file(): return store
+    raise AuditError(f"There is no ledger.db in {folder}, nor in a folder .retrain there.",
+                     "Name the workbench or its store; a ledger in PostgreSQL is verified with `retrain-nb verify`.")
+
 def check_files(
     ledger:Ledger, # As `check_ledger` gives it
     store:Path     # The folder that holds `artifacts`, `snapshots` and `signals`
@@ -661,15 +670,6 @@ def verdict_on(
             "signed_by": [{"vkey": vkey, "first": min(sizes), "last": max(sizes)} for vkey, sizes in ledger.signed.items()]}
 
 # %% ../nbs/07_auditor.ipynb #fca9c9fe
-def find_store(
-    folder:Path # A workbench, its store, or a copy of either
-) -> Path:
-    "The folder that holds the ledger"
-    for store in (Path(folder), Path(folder)/".retrain"):
-        if (store/"ledger.db").is_file(): return store
-    raise AuditError(f"There is no ledger.db in {folder}, nor in a folder .retrain there.",
-                     "Name the workbench or its store; a ledger in PostgreSQL is verified with `retrain-nb verify`.")
-
 UNREADABLE = (sqlite3.Error, UnicodeDecodeError) # The second where SQLite quotes a damaged file in its error
 COLUMNS = {"entries": ("seq", "kind", "key", "at", "body", "leaf"), "nodes": ("level", "idx", "hash"), "heads": ("size", "note")}
 

@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,27 @@ def test_4_processes_that_open_a_new_database_at_once_make_it_once(database_url)
     engine = open_database(database_url)
     with reading(engine) as c: assert {e.key for e in ledger.entries(c)} == {f"p{i}" for i in range(4)}
     engine.dispose()
+
+
+def test_who_opens_a_new_database_waits_for_whoever_is_making_it(database_url):
+    other = sa.create_engine(database_url)
+    making = "BEGIN IMMEDIATE" if database_url.startswith("sqlite") else "SELECT pg_advisory_xact_lock(hashtext('retrain_nb'))"
+    with ThreadPoolExecutor(1) as pool, other.connect() as c:
+        c.exec_driver_sql(making)
+        opened = pool.submit(open_database, database_url)
+        assert not wait([opened], timeout=1).done
+        c.rollback()
+        opened.result(20).dispose()
+    other.dispose()
+
+
+def test_a_server_that_would_acknowledge_too_early_is_told_otherwise(database_url):
+    if database_url.startswith("sqlite"): pytest.skip("SQLite has no such server")
+    other = sa.create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with other.connect() as c: c.exec_driver_sql(f"ALTER DATABASE {c.exec_driver_sql('SELECT current_database()').scalar()} SET synchronous_commit=off")
+    engine = open_database(database_url)
+    with reading(engine) as c: assert c.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+    for e in (engine, other): e.dispose()
 
 
 LOADED = "import sys; from retrain_nb.stores.database import open_database; open_database(sys.argv[1]); print('alembic' in sys.modules)"
