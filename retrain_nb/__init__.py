@@ -3,6 +3,7 @@
 Modules:
 
 - `retrain_nb.auditor`: Is this the history that was signed, to the last byte?
+- `retrain_nb.columns`: How much does one column alone say about another?
 - `retrain_nb.demo.flights`: Will this flight be more than 15 minutes late, cancelled or diverted, as far as one could know when it should have left?
 - `retrain_nb.demo.flights_view`: What may a model look at before a flight leaves?
 - `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
@@ -48,6 +49,7 @@ Modules:
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
 - `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
+- `retrain_nb.stages.leakage`: Does a feature know what it cannot have known when the prediction was due?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?

@@ -149,8 +149,8 @@ def _given(
 ) -> Any:               # (m,) values, missing where there is none
     "What the rows are given of one column"
     import pandas as pd
-    kinds = {"i": "Int64", "u": "UInt64", "b": "boolean"}
-    if not pd.api.types.is_extension_array_dtype(column.dtype) and column.dtype.kind in kinds: column = column.astype(kinds[column.dtype.kind]) # type: ignore[call-overload]
+    kinds:dict[str, Any] = {"i": "Int64", "u": "UInt64", "b": "boolean"}
+    if not pd.api.types.is_extension_array_dtype(column.dtype) and column.dtype.kind in kinds: column = column.astype(kinds[column.dtype.kind])
     values = column.array if pd.api.types.is_extension_array_dtype(column.dtype) else column.to_numpy()
     return pd.api.extensions.take(values, place, allow_fill=True)
 
