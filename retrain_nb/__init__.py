@@ -33,9 +33,11 @@ Modules:
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
+- `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
+- `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
