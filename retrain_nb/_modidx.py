@@ -864,6 +864,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'retrain_nb.stages.delays._expected': ( 'stages/delays.html#_expected',
                                                                                   'retrain_nb/stages/delays.py'),
                                           'retrain_nb.stages.delays._name': ('stages/delays.html#_name', 'retrain_nb/stages/delays.py'),
+                                          'retrain_nb.stages.delays._shared_out': ( 'stages/delays.html#_shared_out',
+                                                                                    'retrain_nb/stages/delays.py'),
                                           'retrain_nb.stages.delays.chances': ('stages/delays.html#chances', 'retrain_nb/stages/delays.py'),
                                           'retrain_nb.stages.delays.delays_text': ( 'stages/delays.html#delays_text',
                                                                                     'retrain_nb/stages/delays.py'),

@@ -270,6 +270,22 @@ def test_labels_that_are_all_known_long_ago_hide_nothing():
     assert maturity(frame, delays, 0.05).outcome == PASS
 
 
+def test_what_is_still_to_come_follows_the_mix_of_the_period_and_not_that_of_history():
+    found = []
+    for seed in range(30): # Three in ten in history, one in ten of late; both told within a day or two
+        rng = np.random.default_rng(seed)
+        label = (rng.random(12_000) < np.where(np.arange(12_000) >= 11_000, 0.1, 0.3)).astype(float)
+        frame = table(np.where(label == 1, rng.gamma(4, 9, 12_000), rng.gamma(4, 5, 12_000)), label)
+        now = end(frame)
+        delays, recent = label_delays(frame, SOURCE, now), frame[frame.time >= now - pd.Timedelta("4D")]
+        assert delays.dependence.answer == "yes"
+        still, open_yet = delays.to_come(delays.told(recent)), recent.told > now
+        assert sum(part.more.sum() for part in still.values()) == pytest.approx(open_yet.sum())
+        found.append((still["1"].more.sum(), recent.label[open_yet].sum()))
+    expected, true = np.mean(found, axis=0)
+    assert expected == pytest.approx(true, rel=0.15), (expected, true)
+
+
 # --- Fair samples and weights ---
 
 def post(seed, days=120, per_day=100): # A wait of one to nine days whatever the outcome; the outcome changes in the last two weeks
