@@ -44,12 +44,14 @@ Modules:
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
+- `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
 - `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
 - `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
 - `retrain_nb.stages.leakage`: Does a feature know what it cannot have known when the prediction was due?
+- `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
