@@ -26,7 +26,7 @@ from ..digest import canonical, digest, short
 from ..durable import write_atomic
 from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, Verdict, VerificationError, as_json, from_json
 from ..records import require as go_on
-from ..stages.features import encode
+from ..stages.features import align
 from ..stages.gates import GatePolicy
 from ..stages.signals import labelled_by
 from ..stages.train import predict
@@ -121,7 +121,7 @@ def rival(self:Session,
 ) -> pd.Series:          # One score per test row; its name is `champion` or `base rate`
     "What the champion, or the base rate, would have said"
     if (model := self.champion) is None: return pd.Series(float(taught[self.label].mean()), index=judged.index, name="base rate")
-    return pd.Series(predict(model.booster, encode(self.book.view, model.encoding, judged)), index=judged.index, name="champion")
+    return pd.Series(predict(model.booster, align(self.book.view, model.encoding, judged)), index=judged.index, name="champion")
 
 # %% ../../nbs/services/36_session.ipynb #73f2105c
 def unspoiled(
