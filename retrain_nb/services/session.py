@@ -27,7 +27,7 @@ from ..durable import write_atomic
 from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, SettingsError, Verdict, VerificationError, as_json, counted, from_json
 from ..records import require as go_on
 from ..stages.evaluate import base_rate
-from ..stages.features import encode
+from ..stages.features import align
 from ..stages.gates import GatePolicy
 from ..stages.signals import labelled_by
 from ..stages.train import predict
@@ -128,7 +128,7 @@ def rival(self:Session,
     if model is None: scores = base_rate(taught[self.label], len(judged), self.task)
     elif model.task != self.task:
         raise SettingsError(f"the champion is a {model.task} model, and [source] task is {self.task}.", "Make a workbench of its own for another task.")
-    else: scores = predict(model.booster, encode(self.book.view, model.encoding, judged), model.classes)
+    else: scores = predict(model.booster, align(self.book.view, model.encoding, judged), model.classes)
     return scores.set_axis(judged.index) if isinstance(scores, pd.DataFrame) else pd.Series(scores, index=judged.index, name=self.rival_name)
 
 @patch(as_prop=True)
