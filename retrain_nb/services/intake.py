@@ -598,9 +598,10 @@ def read_query(
     def said(e:BaseException) -> DataError:
         text = " ".join(str(getattr(e, "orig", None) or e).split())
         return DataError(f"{origin}: {text.replace(secret, '***') if secret else text}.", "Nothing was taken.")
-    opened = engine.connect()
+    opened:Any = None
     answer:Any = None
     try:
+        opened = engine.connect()
         if engine.dialect.name == "postgresql": opened = opened.execution_options(postgresql_readonly=True)
         answer = opened.execution_options(stream_results=True, yield_per=5000).execute(sa.text(declared.query.replace(":", r"\:")))
         columns = list(answer.keys()) if answer.returns_rows else []
@@ -608,7 +609,7 @@ def read_query(
         if twice := sorted({c for c in columns if columns.count(c) > 1}): raise DataError(f"{origin}: column `{twice[0]}` appears twice in the answer.", "Rename one with AS.")
         reader = Reader(declared, now, origin, columns)
     except BaseException as e:
-        opened.close()
+        if opened is not None: opened.close()
         engine.dispose()
         raise said(e) from None if isinstance(e, sa.exc.SQLAlchemyError) else e
     def rows() -> Iterator[Rows]:
