@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 
 from retrain_nb.digest import canonical
 from retrain_nb.records import RetrainError, UsageError, VerificationError
-from retrain_nb.stores import database, ledger, turns
+from retrain_nb.stores import database, events, ledger, turns
 from retrain_nb.stores.database import SCHEMA, open_database, reading, schema_version
 
 STEPS = Path(database.__file__).parent/"migrations"
@@ -69,7 +69,7 @@ def differences(engine, *definitions):
 
 def test_the_steps_make_what_the_definitions_say(database_url):
     engine = open_database(database_url)
-    assert differences(engine, ledger.metadata, turns.metadata, database.metadata) == []
+    assert differences(engine, ledger.metadata, turns.metadata, database.metadata, events.metadata) == []
     wrong = sa.MetaData()
     sa.Table("entries", wrong, sa.Column("seq", sa.BigInteger, primary_key=True), sa.Column("kind", sa.Integer, nullable=False))
     assert differences(engine, wrong)                                      # It does find what differs
@@ -103,7 +103,7 @@ def test_a_database_of_the_first_format_is_adopted_with_its_entries(database_url
         assert ledger.append(c, "test.fact", "k1", {"i": 1}, AT) == written[1]
         assert ledger.append(c, "test.fact", "k2", {}, AT).seq == 3
         assert [c.execute(sa.select(sa.func.count()).select_from(t)).scalar() for t in (ledger.nodes, ledger.heads)] == [0, 0]
-    assert differences(engine, ledger.metadata, turns.metadata, database.metadata) == []
+    assert differences(engine, ledger.metadata, turns.metadata, database.metadata, events.metadata) == []
     engine.dispose()
 
 
@@ -119,7 +119,7 @@ def test_what_was_delivered_before_there_were_reasons_stays_delivered(database_u
     engine = open_database(database_url)
     with reading(engine) as c:
         assert schema_version(c) == SCHEMA and c.execute(sa.select(database.deliveries)).all() == [(7, "openlineage", AT, None)]
-    assert differences(engine, ledger.metadata, turns.metadata, database.metadata) == []
+    assert differences(engine, ledger.metadata, turns.metadata, database.metadata, events.metadata) == []
     engine.dispose()
 
 

@@ -73,9 +73,7 @@ class Workbench:
             keys.make_key(self.key_path, f"ledger of {name}")
         return keys.load_key(self.key_path, last[1].partition("\n")[0] if last else f"retrain_nb/{name}")
     @cached_property
-    def events(self) -> Any: # What came in, as it happened and as it became known
-        from retrain_nb.stores.events import Events
-        return Events(self.store/"signals", _sealed({}))
+    def events(self) -> Any: return _events(self.store/"signals", {}) # What came in, as it happened and as it became known
     @property
     def key_path(self) -> Path: return self.root/Path(self.settings.ledger.key or self.store/"keys"/"ledger").expanduser()
     @property
@@ -91,19 +89,19 @@ class Workbench:
     def __repr__(self) -> str: return f"<Workbench {self.settings.workbench.name}>"
 
 # %% ../../nbs/services/33_workbench.ipynb #1267e99c
-def _sealed(told:dict) -> Callable: # To be asked inside any transaction
-    "The segments of events that the ledger names; each entry is read once"
+def _events(folder:Path, told:dict) -> Any:
+    "The store of events, which finds its segments in the ledger, inside any transaction; each entry is read once"
     import sqlalchemy as sa
 
     from retrain_nb.stores import ledger
-    from retrain_nb.stores.events import Segment
+    from retrain_nb.stores.events import Events, Segment
     seq, kind = ledger.table.c.seq, "signals.sealed"
     def ask(connection:Any) -> list:
         last = connection.execute(sa.select(sa.func.max(seq)).where(ledger.table.c.kind == kind)).scalar() or 0
         if last not in told and last:
             for e in ledger.entries(connection, max(told, default=0), kind): told[e.seq] = [from_json(Segment, s) for s in e.body["segments"]]
         return [s for n in sorted(told) if n <= last for s in told[n]] # Another transaction may have seen more than this one may
-    return ask
+    return Events(folder, ask)
 
 def _make(folder:Path) -> Path:
     "The folder, made if need be; an error that names the cure if it cannot be"
@@ -335,6 +333,7 @@ def accept_table(self:Workbench,
             if attempt == 4: raise
         else: return sealing.receipt
 
+# %% ../../nbs/services/33_workbench.ipynb #c4e0ed6a
 @patch
 def _name(self:Workbench, sealing:Any, now:datetime, origin:str) -> None:
     "Let the ledger name what was sealed"
