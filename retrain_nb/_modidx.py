@@ -709,6 +709,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'retrain_nb/services/intake.py'),
                                             'retrain_nb.services.intake.cell': ( 'services/intake.html#cell',
                                                                                  'retrain_nb/services/intake.py'),
+                                            'retrain_nb.services.intake.check_types': ( 'services/intake.html#check_types',
+                                                                                        'retrain_nb/services/intake.py'),
                                             'retrain_nb.services.intake.in_chunks': ( 'services/intake.html#in_chunks',
                                                                                       'retrain_nb/services/intake.py'),
                                             'retrain_nb.services.intake.in_columns': ( 'services/intake.html#in_columns',

@@ -66,6 +66,7 @@ def moment(
         if len(value) > 26 and FINE.search(value): raise _No(f"{shown(value)} is finer than a microsecond")
     elif isinstance(value, datetime): found = value
     else: raise _No(f"{shown(value)} is not a time; write it like 2013-06-01T03:00:00Z")
+    if not EARLIEST.year - 1 <= found.year <= LATEST.year: raise _No(f"{shown(str(value))} is not between {EARLIEST.year} and {LATEST.year}")
     if getattr(found, "nanosecond", 0): raise _No(f"{shown(str(value))} is finer than a microsecond")
     if found.tzinfo is UTC: placed = found
     elif found.tzinfo is not None and isinstance(value, str): placed = found.astimezone(UTC)
@@ -135,9 +136,11 @@ def _features(value:Any) -> dict[str, int|float|str]:
     if len(value) > FEATURES: raise _No(f"it has {len(value):,} names, and {FEATURES:,} are allowed")
     found = {}
     for name, v in value.items():
-        if v is None: continue
-        try: found[name if type(name) is str and name.isidentifier() and len(name) <= NAME else _name(name)] = _value(v)
-        except _No as e: raise _No(f"`{name if isinstance(name, str) and len(name) < NAME else shown(name)}`: {e}") from None
+        if type(name) is not str or len(name) > NAME or not name.isidentifier() or not (type(v) is float and math.isfinite(v) and v % 1): # Most need no more
+            if v is None: continue
+            try: name, v = _name(name), _value(v)
+            except _No as e: raise _No(f"`{name if isinstance(name, str) and len(name) < NAME else shown(name)}`: {e}") from None
+        found[name] = v
     return found
 
 def _score(value:Any) -> int|float|dict[str, int|float]:

@@ -26,7 +26,7 @@ from ..digest import canonical, digest
 from ..events import Refused, micros
 from ..mapping import Columns, declare
 from ..records import DataError, LockedError, UsageError, counted
-from ..services.intake import CSV, PARQUET, Piece, Reader, Rows, in_chunks, in_columns, look, read_csv, read_json, read_parquet, read_query, rows_of, shown_url, unchanged
+from ..services.intake import CSV, PARQUET, Piece, Reader, Rows, check_types, in_chunks, in_columns, look, read_csv, read_json, read_parquet, read_query, rows_of, shown_url, unchanged
 from ..services.workbench import Workbench
 from ..stages.columns import tabulate
 from ..stores import ledger
@@ -212,7 +212,11 @@ def rows_source(
         except (pa.ArrowException, TypeError, ValueError) as e: raise DataError(f"{origin}: the frame has a column of no one type: {e.args[0]}.", "Make it numbers or texts.") from None
     if isinstance(rows, pa.Table):
         table = rows
-        return Source(origin, lambda now: (Reader(declared, now, origin, table.column_names), iter([(1, table)] if len(table) else [])))
+        def whole(now:datetime) -> tuple[Reader, Iterator[Any]]:
+            reader = Reader(declared, now, origin, table.column_names)
+            check_types(reader, table.schema)
+            return reader, iter([(1, table)] if len(table) else [])
+        return Source(origin, whole)
     if isinstance(rows, str | bytes) or not isinstance(rows, Iterable): raise UsageError(f"{type(rows).__name__} is neither a frame nor rows.", "Give mappings, a frame or an Arrow table; a file is for `take`.")
     def opened(now:datetime) -> tuple[Reader, Iterator[Rows]]:
         reader = Reader(declared, now, origin)

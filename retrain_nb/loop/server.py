@@ -247,7 +247,9 @@ def listen(
     except (OSError, OverflowError) as e: raise UsageError(f"there is no address {host}:{port} ({e}).", "Name an address of this machine, such as 127.0.0.1.") from None
     found = socket.socket(family, kind, protocol)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: found.bind(address)
+    try:
+        found.bind(address)
+        found.listen(2048) # Whoever comes from now on waits, and is not turned away
     except OSError as e:
         found.close()
         raise UsageError(f"{host}:{port} cannot be had: {e.strerror}.", "Choose another with --port, or stop who has it.") from None

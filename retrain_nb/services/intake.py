@@ -10,8 +10,8 @@ does not grow with the file."""
 # %% auto #0
 __all__ = ['NUMBER', 'WORDS', 'NO_NUMBER', 'PLAIN', 'INSIDE', 'PARQUET', 'JSON', 'CSV', 'BLOCK', 'CHUNK', 'LINE', 'Plan',
            'make_plan', 'Odd', 'cell', 'when', 'Reader', 'in_columns', 'Looked', 'look', 'unchanged', 'Rows',
-           'read_csv', 'parse_json', 'json_arrivals', 'in_chunks', 'read_json', 'Piece', 'rows_of', 'read_parquet',
-           'shown_url', 'read_query']
+           'read_csv', 'parse_json', 'json_arrivals', 'in_chunks', 'read_json', 'Piece', 'rows_of', 'check_types',
+           'read_parquet', 'shown_url', 'read_query']
 
 # %% ../../nbs/services/37_intake.ipynb #68da4a39
 import codecs
@@ -512,6 +512,21 @@ def pieces(self:Reader,
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError): return [], [self.arrival(int(n), row) for n, row in zip(rows, rows_of(table))]
 
 # %% ../../nbs/services/37_intake.ipynb #c840fae4
+def check_types(
+    reader:Reader,     # Of a table
+    schema:"pa.Schema" # Of that table
+) -> set[str]:         # The columns that are used
+    "An error if a column that is used holds neither numbers nor texts"
+    import pyarrow.types as t
+    times = {p.places[part] for p in reader.plans.values() for part in ("event_time", "known_at") if part in p.places}
+    used = {c for p in reader.plans.values() for c in p.used} | {reader._kind_column(schema.names)} - {""}
+    for name in (n for n in schema.names if n in used):
+        kind = schema.field(name).type
+        plain = kind.value_type if t.is_dictionary(kind) else kind
+        fits = [t.is_integer, t.is_floating, t.is_decimal, t.is_boolean, t.is_string, t.is_large_string, t.is_null, *([t.is_timestamp, t.is_date] if name in times else [])]
+        if not any(fit(plain) for fit in fits): raise DataError(f"{reader.origin}: column `{name}` is {kind}, and events hold numbers and texts.", "Leave it out, or make it a number or a text.")
+    return used
+
 def read_parquet(
     file:Looked,       # As `look` found it
     declared:Columns,  # What the columns are
@@ -528,9 +543,7 @@ def read_parquet(
     if twice := sorted({c for c in top if top.count(c) > 1}): raise DataError(f"{file.name}: column `{twice[0]}` appears twice.", "Rename or drop one.")
     flat = parquet.schema_arrow.empty_table().flatten()
     reader = Reader(declared, now, file.name, flat.column_names)
-    used = {c for p in reader.plans.values() for c in p.used} | {reader._kind_column(flat.column_names)}
-    if nested := [c for c in flat.column_names if c in used and pa.types.is_nested(flat.schema.field(c).type)]:
-        raise DataError(f"{file.name}: column `{nested[0]}` is {flat.schema.field(nested[0]).type}, and events hold numbers and texts.", "Leave it out, or make it a number or a text.")
+    used = check_types(reader, flat.schema)
     wanted = [c for c in top if c in used or any(u.startswith(f"{c}.") for u in used)]
     def tables() -> Iterator[tuple[int, pa.Table]]:
         first = 1
@@ -550,7 +563,7 @@ def shown_url(
     import sqlalchemy as sa
     try: address = sa.make_url(url)
     except sa.exc.ArgumentError: raise UsageError("the address of the database cannot be read.", "Write it like sqlite:///shop.db or postgresql+psycopg://user@host/name.") from None
-    return address.set(username=None, password=None, query={}).render_as_string()
+    return sa.URL.create(address.drivername, host=address.host, port=address.port, database=address.database).render_as_string()
 
 def _engine(
     declared:Columns # Its `url` and `password_env`
@@ -564,6 +577,9 @@ def _engine(
     if address.drivername in ("postgres", "postgresql"): address = address.set(drivername="postgresql+psycopg")
     if secret: address = address.set(password=secret)
     try:
+        if address.get_backend_name() == "postgresql": # Also what a query hides behind a COMMIT
+            options = f"{address.query.get('options', '')} -c default_transaction_read_only=on".strip()
+            return sa.create_engine(address.difference_update_query(["options"]), hide_parameters=True, connect_args={"options": options}), secret
         if address.get_backend_name() != "sqlite": return sa.create_engine(address, hide_parameters=True), secret
     except (ImportError, sa.exc.NoSuchModuleError) as e: raise UsageError(f"there is no driver for {shown_url(declared.url)} ({e}).", "Install it with pip beside retrain_nb.") from None
     path = Path(address.database or "")
@@ -582,9 +598,10 @@ def read_query(
     def said(e:BaseException) -> DataError:
         text = " ".join(str(getattr(e, "orig", None) or e).split())
         return DataError(f"{origin}: {text.replace(secret, '***') if secret else text}.", "Nothing was taken.")
-    opened = engine.connect()
+    opened:Any = None
     answer:Any = None
     try:
+        opened = engine.connect()
         if engine.dialect.name == "postgresql": opened = opened.execution_options(postgresql_readonly=True)
         answer = opened.execution_options(stream_results=True, yield_per=5000).execute(sa.text(declared.query.replace(":", r"\:")))
         columns = list(answer.keys()) if answer.returns_rows else []
@@ -592,7 +609,7 @@ def read_query(
         if twice := sorted({c for c in columns if columns.count(c) > 1}): raise DataError(f"{origin}: column `{twice[0]}` appears twice in the answer.", "Rename one with AS.")
         reader = Reader(declared, now, origin, columns)
     except BaseException as e:
-        opened.close()
+        if opened is not None: opened.close()
         engine.dispose()
         raise said(e) from None if isinstance(e, sa.exc.SQLAlchemyError) else e
     def rows() -> Iterator[Rows]:

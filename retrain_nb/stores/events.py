@@ -67,7 +67,9 @@ def _event(
     row:Sequence  # id, subject, event_time, known_at, data: as the table has them
 ) -> Event:
     "The event of a row"
-    return Event(sys.intern(kind), row[0], row[1], EPOCH + row[2]*MICRO, EPOCH + row[3]*MICRO, json.loads(row[4]))
+    event = Event(sys.intern(kind), row[0], row[1], EPOCH + row[2]*MICRO, EPOCH + row[3]*MICRO, json.loads(row[4]))
+    event.__dict__["text"] = row[4] # It need not be written again to be compared
+    return event
 
 # %% ../../nbs/stores/29_events.ipynb #a3632248
 RAW = 2000 # Most characters of a dead letter that are kept
