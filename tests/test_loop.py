@@ -95,6 +95,12 @@ def test_a_champion_that_learned_from_the_test_rows_is_no_fair_rival(parcels, ca
     assert done[0] == 4 and "no news to it" in done[1]["verdict"]["reason"]
 
 
+def test_a_page_that_does_not_ask_whether_the_rows_are_new_to_the_champion_passes_nothing(parcels, capsys):
+    change(parcels, "nbs/runs/retrain.ipynb", "sane, fair], run.gates", "sane], run.gates")
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"]) == (4, "kept") and "unspoiled: this check was not made" in done["reasons"][0]["reason"]
+
+
 def test_without_leave_no_first_model_serves(tmp_path, capsys):
     root = made(tmp_path/"asks")
     change(root, "settings.ini", "bootstrap = gated", "bootstrap = refuse")

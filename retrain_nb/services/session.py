@@ -142,10 +142,9 @@ def unspoiled(
     model:Model|None # The champion, if there is one
 ) -> Verdict:
     "Whether the test rows are new to the champion too"
-    seen = model.cut if model else ""
-    if not seen or parse_time(seen) <= parse_time(cut):
+    if model is None or parse_time(model.cut) <= parse_time(cut): # A champion that does not say when it was cut is an error
         return Verdict(name="unspoiled", outcome=PASS, reason=f"no model learned from rows after {cut}")
-    return Verdict(name="unspoiled", outcome=INSUFFICIENT, reason=f"the champion learned from rows up to {seen}, so the test rows from {cut} on are no news to it")
+    return Verdict(name="unspoiled", outcome=INSUFFICIENT, reason=f"the champion learned from rows up to {model.cut}, so the test rows from {cut} on are no news to it")
 
 # %% ../../nbs/services/36_session.ipynb #7202cd52
 @patch(as_prop=True)
