@@ -48,22 +48,28 @@ from retrain_nb.stores.database import open_database
 from retrain_nb.stores.ledger import append
 address, mode, n = sys.argv[1], sys.argv[2], int(sys.argv[3])
 open_database(address).dispose()                           # Whatever is loaded and made late, is now
-def write(who, count):
+def write(who, count, tell=None):
     engine = open_database(address)
     for i in range(count):
         body = {"who": who, "i": i, "filler": "x"*3000}
         with engine.begin() as c: entry = append(c, "test.fact", f"{who}:{i}", body, "2013-06-01T03:00:00Z")
         os.write(1, f"{entry.key}\\n".encode())
-def child(who, count):
+        if tell and i < 3: os.write(tell, b".")
+def child(who, count, tell=None):
     pid = os.fork()
     if pid == 0:
-        try: write(who, count)
+        try: write(who, count, tell)
         finally: os._exit(0)
     return pid
 random.seed(7)
 if mode == "kill":
     for trial in range(n):
-        pid = child(f"k{trial}", 100_000)
+        told, tell = os.pipe()
+        pid = child(f"k{trial}", 100_000, tell)
+        os.close(tell)
+        if trial % 2:                                      # Half of them are in full swing, however slow the machine is
+            for _ in range(3): os.read(told, 1)
+        os.close(told)
         time.sleep(random.uniform(0.02, 0.2))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
