@@ -3,28 +3,36 @@
 Modules:
 
 - `retrain_nb.auditor`: Is this the history that was signed, to the last byte?
+- `retrain_nb.columns`: How much does one column alone say about another?
 - `retrain_nb.demo.flights`: Will this flight be more than 15 minutes late, cancelled or diverted, as far as one could know when it should have left?
 - `retrain_nb.demo.flights_view`: What may a model look at before a flight leaves?
 - `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
 - `retrain_nb.digest`: Are these two things the same, here and on another machine, today and in five years?
 - `retrain_nb.durable`: Once a write has been acknowledged, is it there after a power cut, whole?
+- `retrain_nb.events`: What happened, when did it happen, and when did we learn of it?
 - `retrain_nb.faces.cli`: What can a person, or cron, ask of a workbench?
 - `retrain_nb.faces.daily`: What do cron and the person who looks after it ask for?
 - `retrain_nb.faces.proofs`: What happened, and can it be proved?
+- `retrain_nb.faces.signals`: How do events come in, and which did not?
 - `retrain_nb.loop.audit`: Is everything that this workbench says still what was written down and signed?
 - `retrain_nb.loop.custody`: Who holds the key of the ledger, and who else holds a checkpoint of it?
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.deliver`: Who has to hear of what happened, and has not heard it yet?
 - `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
+- `retrain_nb.loop.ingest`: Is all of it in, or nothing, and what became of each row?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.loop.server`: When may a sender forget an event that it has sent?
+- `retrain_nb.mapping`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
+- `retrain_nb.promises`: What did the people who send the rows promise about them, and may they promise something else now?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.intake`: How does a file of somebody else become events, and what is said about each row that does not?
 - `retrain_nb.services.openlineage`: What may a catalog of other people's hear of a run?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?
@@ -34,16 +42,23 @@ Modules:
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
+- `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
+- `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
+- `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
+- `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
+- `retrain_nb.stages.leakage`: Does a feature know what it cannot have known when the prediction was due?
+- `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
 - `retrain_nb.stores.database`: Which database, safely opened, at the right version?
+- `retrain_nb.stores.events`: Is what we were told kept, once each, and can it be asked what was known at any moment?
 - `retrain_nb.stores.keys`: Which key signs for this workbench, and who could have used it?
 - `retrain_nb.stores.ledger`: What happened, in which order, and was it really written down?
 - `retrain_nb.stores.origin`: Which code, in which environment, on which machine?

@@ -92,7 +92,9 @@ def combine(
     if not parts: return Verdict(name=name, outcome=INSUFFICIENT, reason="no check was made")
     outcome = max((p.outcome for p in parts), key=OUTCOMES.index)
     deciding = [p for p in parts if p.outcome == outcome]
-    reason = f"all {sum(len(p.leaves) for p in parts)} checks passed" if outcome == PASS else "; ".join(f"{p.name}: {p.reason}" for p in deciding)
+    n = sum(len(p.leaves) for p in parts)
+    passed = f"all {n} checks passed" if n > 1 else "the only check passed"
+    reason = passed if outcome == PASS else "; ".join(f"{p.name}: {p.reason}" for p in deciding)
     return Verdict(name=name, outcome=outcome, reason=reason, method="all must pass", parts=parts)
 
 # %% ../nbs/00_records.ipynb #59ce62c9

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import retrain_nb.demo
+from retrain_nb.promises import parse_contract
 from retrain_nb.records import FAIL, INSUFFICIENT, OUTCOMES, PASS, SettingsError
-from retrain_nb.stages.contract import SHOWN, check_contract, parse_contract
+from retrain_nb.stages.contract import SHOWN, check_contract
 
 AS_OF = datetime(2024, 3, 1, tzinfo=UTC)
 HEAD = 'version = "1"\n[table]\nkey = "id"\ntime = "at"\nmax_age_days = 2\n'
@@ -190,7 +191,7 @@ MISTAKES = {
     "[columns.x] max_missing: found 25; Input should be less than or equal to 1": ("max_missing = 0.25", "max_missing = 25"),
     "[columns.c]: `min` and `max` are for numbers": ('["a", "b"]', '["a", "b"]\nmin = 0'),
     "[columns.y]: `categories` and `max_categories` are for texts": ("max_missing = 0.5", "max_categories = 5"),
-    "[columns.secret] tag: found 'private'; Input should be '', 'personal', 'granted' or 'forbidden'": ('"personal"', '"private"'),
+    "[columns.secret] tag: found 'private'; Input should be '', 'personal', 'granted', 'forbidden' or 'group'": ('"personal"', '"private"'),
     "[columns.c] categories.1: found 7; Input should be a valid string": ('["a", "b"]', '["a", 7]'),
     "colums: unknown; did you mean `columns`?": ("[columns.x]", "[colums.x]"),
     "[table]: found 3; ": (HEAD, 'version = "1"\ntable = 3\n'),
@@ -214,3 +215,98 @@ def test_all_mistakes_come_at_once():
 def test_the_shipped_contracts_can_be_read(demo):
     path = Path(list(retrain_nb.demo.__path__)[0])/f"{demo}_contract.toml"
     assert parse_contract(path.read_text(encoding="utf-8")).table.min_rows > 1
+
+
+# --- Columns together, volume, and how values are spread ---
+
+TOGETHER = HEAD + """unique = [["c", "x"]]
+relations = ["x <= z", "known >= at", "not (x > 5 and z < 0)"]
+newest_week = [4, 20]
+[columns.x]
+kind = "number"
+[columns.z]
+kind = "number"
+[columns.c]
+kind = "text"
+[columns.known]
+kind = "time"
+"""
+
+
+def together(n=8): return frame(n).assign(z=lambda f: f.x + 1, known=lambda f: f["at"] + pd.Timedelta("1h"))
+
+
+@pytest.mark.parametrize(("name", "change", "rows"), [
+    ("x <= z", lambda f: f.assign(z=f.z.where(f.index != 3, -9)), (3,)), ("known >= at", lambda f: f.assign(known=f["at"].where(f.index == 2, f["at"] - pd.Timedelta("1s"))), (0, 1, 3, 4, 5, 6, 7)),
+    ("not (x > 5 and z < 0)", lambda f: f.assign(x=9.0, z=np.where(f.index == 1, -1.0, 10.0), c=[f"c{i}" for i in f.index]), (1,)), ("unique c, x", lambda f: f.assign(x=0.0), tuple(range(8))),
+    ("newest week", lambda f: f.iloc[:3], ()), ("newest week", lambda f: pd.concat([f.assign(id=f.id + str(i), x=f.x + i/9, z=99.0) for i in range(3)], ignore_index=True), ())])
+def test_each_promise_about_rows_and_columns_together_is_found_when_broken(name, change, rows):
+    rules = parse_contract(TOGETHER)
+    assert parts(together(), rules)[1].verdict.outcome == PASS
+    found, checked = parts(change(together()), rules)
+    assert found[name].outcome == FAIL and {p.name for p in found.values() if p.outcome != PASS} <= {name, "x <= z", "unique c, x"} and (not rows or tuple(checked.offending.query("rule == @name").id.str[1:].astype(int)) == rows)
+
+
+def test_what_is_missing_keeps_a_relation_and_what_cannot_be_computed_is_insufficient():
+    rules = parse_contract(TOGETHER)
+    gone = together().assign(z=[np.nan, None, *[99.0]*6], known=pd.NaT)
+    assert parts(gone.assign(known=pd.to_datetime(gone.known, utc=True)), rules)[1].verdict.outcome == PASS
+    found, _ = parts(together().drop(columns="z"), rules)
+    assert found["x <= z"].outcome == INSUFFICIENT and found["z.kind"].outcome == FAIL
+    found, _ = parts(together(), parse_contract(TOGETHER.replace('"x <= z"', '"x <= c", "known + 1 > x"')))
+    assert [found[k].outcome for k in ("x <= c", "known + 1 > x")] == [INSUFFICIENT]*2
+
+
+NUMBERS = st.lists(st.one_of(st.none(), st.just(float("nan")), st.integers(-3, 3).map(float)), min_size=6, max_size=6)
+
+
+def oracle(tree, row): # True, False, or None where a value is missing
+    import operator as o
+    if tree[0] == "column": return row[tree[1]]
+    if tree[0] == "number": return tree[1]
+    a = [oracle(t, row) for t in tree[1:]]
+    if any(v is None for v in a): return None
+    if tree[0] in ("and", "or", "not"): return {"and": all, "or": any, "not": lambda v: not v[0]}[tree[0]](a)
+    if tree[0] == "/" and a[1] == 0: return float("nan") if a[0] == 0 else np.copysign(np.inf, a[0])*np.copysign(1, a[1])
+    return {"+": o.add, "-": o.sub, "*": o.mul, "/": o.truediv, "<": o.lt, "<=": o.le, ">": o.gt, ">=": o.ge, "==": o.eq, "!=": o.ne}[tree[0]](*a)
+
+
+@given(NUMBERS, NUMBERS, st.sampled_from(["x <= z", "x + z < 3", "x * 2 - z != 1", "not (x < z or z < 0)", "-2 < x < z", "x == 1 or z == 1 and x < 3"]))
+@settings(max_examples=150, deadline=None)
+def test_a_relation_says_what_python_would_say(x, z, text):
+    import polars as pl
+
+    from retrain_nb.promises import parse_relation
+    from retrain_nb.stages.contract import _relation
+    clean = [[None if v is None or np.isnan(v) else v for v in column] for column in (x, z)]
+    said = [oracle(parse_relation(text), {"x": a, "z": b}) for a, b in zip(*clean)]
+    found = _relation(text, pl.DataFrame({"x": pl.Series(x, dtype=pl.Float64), "z": pl.Series(z, dtype=pl.Float64)}))
+    assert found.rows == tuple(i for i, v in enumerate(said) if v is False)
+
+
+def spread(reference): return parse_contract(HEAD + f"[columns.x]\nkind = \"number\"\n[columns.x.reference]\n{reference}")
+
+
+def test_of_2000_samples_that_did_not_move_at_most_a_few_alarm_and_a_real_move_is_found():
+    import polars as pl
+
+    from retrain_nb.promises import Reference
+    from retrain_nb.stages.contract import _spread
+    rng, alarms = np.random.default_rng(0), 0
+    for _ in range(2000):
+        then, n = rng.normal(size=500), int(rng.choice([20, 100, 1000]))
+        edges = np.quantile(then, np.arange(1, 10)/10)
+        counts = np.bincount(np.searchsorted(edges, then), minlength=10)
+        reference = Reference(rows=500, edges=edges.tolist(), shares=(counts/500).tolist())
+        alarms += _spread(pl.Series("x", rng.normal(size=n)), reference).verdict.outcome == FAIL
+        if n == 1000: assert _spread(pl.Series("x", rng.normal(0.8, 1, n)), reference).verdict.outcome == FAIL
+    print(f"{alarms} of 2,000 samples that did not move raised an alarm")
+    assert alarms <= 12 # 2,000 times one in a thousand is two
+
+
+def test_categories_that_were_unknown_count_as_all_others():
+    rules = parse_contract(HEAD + '[columns.d]\nkind = "text"\n[columns.d.reference]\nrows = 1000\ncategories = ["p", "q"]\nshares = [0.5, 0.5, 0.0]\n')
+    assert parts(frame(400), rules)[0]["columns"].outcome == PASS
+    found, _ = parts(frame(400).assign(d=["new"]*200 + ["p"]*100 + ["q"]*100), rules)
+    assert found["d.spread"].outcome == FAIL and found["d.spread"].value > 1
+    assert parts(frame(400).assign(d=None), rules)[0]["d.spread"].outcome == INSUFFICIENT

@@ -10,11 +10,13 @@ from collections import Counter
 from datetime import UTC, datetime
 
 import pytest
+import sqlalchemy as sa
 
 from retrain_nb.digest import digest
 from retrain_nb.services.workbench import furnish, open_workbench
 from retrain_nb.stores import catalog, ledger
 from retrain_nb.stores.database import reading
+from retrain_nb.stores.events import arrive, count_letters, hot
 
 CHANGES = ("write", "pwrite64", "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat", "ftruncate",
            "mkdir", "mkdirat", "chmod", "fchmod")
@@ -27,9 +29,14 @@ def first(book): book.append("workbench.created", "created", {"name": "crash"}, 
 def append(book): book.append("workbench.noted", "noted", {"text": "one more"}, NOW)
 def promote(book): book.append("champion.set", "cycle-1:champion", CROWN, NOW)
 def put(book): book.artifacts.put(MODEL, "model")
+def take(book): book.accept([arrive(seen(n), NOW) for n in range(20, 40)] + [arrive({"kind": "odd"}, NOW)], NOW) # And one for the dead letters
+def seal(book): book.seal_events(NOW)
 
 
-OPERATIONS = {f.__name__: f for f in (first, append, promote, put)}
+def seen(n): return {"kind": "interaction", "id": f"click {n}", "subject": "s", "event_time": f"2024-0{4 + n % 2}-01T00:00Z", "data": {"name": "click", "value": n}}
+
+
+OPERATIONS = {f.__name__: f for f in (first, append, promote, put, take, seal)}
 
 
 def traced(root, operation, *strace): # -> status of a child that opens the workbench and does it, traced from its first step
@@ -60,10 +67,11 @@ def base(tmp_path_factory): # A workbench with some entries and a champion, to b
     book = open_workbench(root)
     first(book)
     book.append("champion.set", "cycle-0:champion", {**CROWN, "model": digest(b"before"), "decision": "bootstrap"}, NOW)
+    book.accept([arrive(seen(n), NOW) for n in range(20)], NOW)
     book.engine.dispose()
     empty = root.parent/"empty"
     furnish(empty, "toy")
-    return {"first": empty, "append": root, "promote": root, "put": root}
+    return {"first": empty, "append": root, "promote": root, "put": root, "take": root, "seal": root}
 
 
 def state(book): # What a reader finds: entries, the head's size, all rows of all views, all artifacts
@@ -77,7 +85,11 @@ def state(book): # What a reader finds: entries, the head's size, all rows of al
         catalog.rebuild(c, told)
         assert catalog.dump(c) == dumped
     for name in book.artifacts.digests(): book.artifacts.get(name)
-    return [(e.kind, "" if e.kind == "ledger.key" else e.key) for e in told], book.artifacts.digests() # Each workbench makes a key of its own
+    with reading(book.engine) as c: # Every event once, wherever it lies
+        waiting, told_of = c.execute(sa.select(sa.func.count()).select_from(hot)).scalar(), count_letters(c)["letters"]
+        events = book.events.read(c, "interaction", NOW, columns=["id"])["id"].tolist()
+    assert len(events) == len(set(events))
+    return [(e.kind, "" if e.kind == "ledger.key" else e.key) for e in told], book.artifacts.digests(), sorted(events), waiting, told_of # Each workbench makes a key of its own
 
 
 def trial(base, operation, root, name, n): # Kill at the n-th call of this name, look, and carry on

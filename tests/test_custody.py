@@ -247,3 +247,14 @@ def test_a_control_character_in_a_name_is_refused_in_the_same_words_on_both_data
     with pytest.raises(UsageError, match=r"^(the key 'a\\x00b' of a `workbench.noted` is not plain text|'workbench\\x00noted' cannot be a name)"): book.append(kind, key, {}, NOW)
     assert book.ask(ledger.entries) == [] and not book.key_path.exists()
     book.engine.dispose()
+
+
+def test_one_of_a_thing_is_told_in_the_singular(book, tmp_path):
+    lines = auditor.told_to_people(verify(book.root, [custody.checkpoint(book)]))
+    assert ", 1 checkpoint, " in lines and lines.startswith("PASS: 6 entries, ") and "1 checkpoints" not in lines
+    furnish(tmp_path/"young", "toy")
+    young = open_workbench(tmp_path/"young")
+    with young.writing(NOW) as pen: pen.vouch()                              # Its key, and nothing else
+    said = auditor.told_to_people(verify(young.root, [custody.checkpoint(young)]))
+    assert said.startswith("PASS: 1 entry, 1 head, 1 signature, 1 checkpoint, 1 vouched")
+    with pytest.raises(UsageError, match="The ledger has 1 entry[.]"): custody.proof(young, 2)

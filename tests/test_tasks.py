@@ -20,7 +20,6 @@ from retrain_nb.settings import TaskName, parse_settings, policy
 from retrain_nb.stages.evaluate import Evaluation, base_rate, evaluate, line, means
 from retrain_nb.stages.gates import GatePolicy, data_health, sanity
 from retrain_nb.stages.train import canary, fixed_params, predict, train
-from retrain_nb.stores import catalog
 from retrain_nb.tasks import TASKS, class_codes, class_list, influence
 
 SOURCE = '''

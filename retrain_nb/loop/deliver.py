@@ -65,7 +65,7 @@ def account(
     planned:dict[str, Any]  # Body of `run.planned`
 ) -> Account:
     "What the events of a run have in common"
-    from retrain_nb.stages.contract import parse_contract # Loads pandas, which a cycle with nothing to tell does without
+    from retrain_nb.promises import parse_contract
     kept = lambda name: json.loads(book.artifacts.get(name)) if name else {}
     given = planned.get("parameters") or {}
     snapshot, contract = given.get("snapshot"), kept(given.get("settings")).get("contract")

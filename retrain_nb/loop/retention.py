@@ -99,7 +99,8 @@ def _files(
 HEX = "[0-9a-f]"
 PLACES = {"artifact": rf"(artifacts|[^/]+://.+)/({HEX}{{2}}/)?(?P<digest>{HEX}{{64}})", "manifest": rf"snapshots/manifests/(?P<digest>{HEX}{{64}})\.json",
           "rows": rf"snapshots/files/{HEX}{{2}}/(?P<digest>{HEX}{{64}})\.parquet",
-          "unfinished": rf"(artifacts|snapshots|keys)/(.*/)?\.[^/]+\.{HEX}{{16}}\.tmp"}
+          "events": rf"signals/{HEX}{{2}}/(?P<digest>{HEX}{{64}})",
+          "unfinished": rf"(artifacts|snapshots|signals|keys)/(.*/)?\.[^/]+\.{HEX}{{16}}\.tmp"}
 NOT_JUDGED = {r"ledger\.db(-.*)?": "the ledger itself", "lock": "the lock of this workbench", r"keys/[^.].*": "a key of the ledger; what a retired one signed stays valid"}
 
 def place(
@@ -172,7 +173,7 @@ def _plausible(
 ) -> list[Held]:    # What may go
     "What may go, unless the ledger and the store are plainly not of one workbench"
     free = _free(held)
-    if any(place(h.path)[0] in ("artifact", "manifest") for h in free) and not any(h.first for h in held):
+    if any(place(h.path)[0] in ("artifact", "manifest", "events") for h in free) and not any(h.first for h in held):
         raise UsageError(f"the ledger names no file in this store, and {len(free)} may go: they hardly belong together.",
                          "Check `database` and `store` in settings.ini; nothing was removed.")
     return free

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
 
+from ..records import counted
 from ..tasks import TASKS, told
 
 # %% ../../nbs/services/34_figures.ipynb #9c8ed9a3
@@ -196,7 +197,7 @@ def stream(
     "Volume and label rate over time, with training and test rows apart"
     days = 7 if split.test.end - split.train.start > timedelta(days=70) else 1
     table, shares = periods(frame, source, split.cut, days), shares_of(frame, source, split.cut, days)
-    picture, (volume, rate) = _panels(f"{_label_finding(frame, source, split)} ({len(frame):,} rows)", 3.6, (1.0, 1.1))
+    picture, (volume, rate) = _panels(f"{_label_finding(frame, source, split)} ({counted(len(frame), 'row')})", 3.6, (1.0, 1.1))
     middle, width = table.index + timedelta(days=days/2), days*0.86
     volume.bar(middle, table.rows, width, color=[TEST if t else TRAIN for t in table.test])
     waits = (table.open > 0).to_numpy()
@@ -252,7 +253,7 @@ def _rail(ax:Any, y:int, name:str, estimate:Any, margin:float) -> None:
         words = f"{plus(estimate.value)}  ({plus(estimate.low)} to {plus(estimate.high)})"
     ax.text(-REACH - 0.12, y, name.replace("_", " "), ha="right", va="center", fontsize=9.5, color=INK, fontweight="bold")
     ax.text(REACH + 0.12, y + 0.16, words.replace("-", "−"), ha="left", va="center", fontsize=8.5, color=colour)
-    ax.text(REACH + 0.12, y - 0.2, f"margin {margin:.4g}", ha="left", va="center", fontsize=7.5, color=MUTED)
+    ax.text(REACH + 0.12, y - 0.2, f"margin {margin:.4g}" if margin else "margin 0, on a scale of its own", ha="left", va="center", fontsize=7.5, color=MUTED)
 
 # %% ../../nbs/services/34_figures.ipynb #22262f5f
 def rails(
@@ -294,8 +295,8 @@ def daily(
     days = list(evaluation.by_day)
     pairs = [(d.candidate, d.rival) for d in days if d.rival is not None]
     won = sum(a < b for a, b in pairs)
-    compared = f"The candidate has the lower {what} on {won} of {len(pairs)} days"
-    finding = compared if pairs else f"{what.capitalize()} of the candidate on {len(days)} days"
+    compared = f"The candidate has the lower {what} on {won} of {counted(len(pairs), 'day')}"
+    finding = compared if pairs else f"{what.capitalize()} of the candidate on {counted(len(days), 'day')}"
     picture, (ax,) = _panels(finding, 2.6)
     at = [_day(d.day) for d in days]
     ends = [(evaluation.rival_name, [d.rival for d in days], RIVAL)] if pairs else []

@@ -35,12 +35,13 @@ from fastcore.basics import patch
 
 from ..digest import canonical, digest, digest_code
 from ..durable import write_atomic, write_once
+from ..events import LATEST
 from ..notes import Checkpoint, checkpoint_text, sign_note
-from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json
-from ..settings import Settings, find_root, load_settings, policy
-from ..stages.contract import Contract, parse_contract
+from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, from_json
+from ..settings import EVENTS, Settings, find_root, load_settings, policy
+from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
-from ..stages.signals import as_known_at, need_columns, need_label, need_utc
+from ..stages.signals import as_known_at, need_columns, need_label, need_utc, training_frame
 from ..stages.train import fixed_params
 from ..stores import keys, origin
 from ..stores.artifacts import Artifacts
@@ -71,6 +72,8 @@ class Workbench:
             write_once(self.key_path.with_name(".gitignore"), b"*\n") # `git add .` must not publish it
             keys.make_key(self.key_path, f"ledger of {name}")
         return keys.load_key(self.key_path, last[1].partition("\n")[0] if last else f"retrain_nb/{name}")
+    @cached_property
+    def events(self) -> Any: return _events(self.store/"signals", {}) # What came in, as it happened and as it became known
     @property
     def key_path(self) -> Path: return self.root/Path(self.settings.ledger.key or self.store/"keys"/"ledger").expanduser()
     @property
@@ -86,6 +89,20 @@ class Workbench:
     def __repr__(self) -> str: return f"<Workbench {self.settings.workbench.name}>"
 
 # %% ../../nbs/services/33_workbench.ipynb #1267e99c
+def _events(folder:Path, told:dict) -> Any:
+    "The store of events, which finds its segments in the ledger, inside any transaction; each entry is read once"
+    import sqlalchemy as sa
+
+    from retrain_nb.stores import ledger
+    from retrain_nb.stores.events import Events, Segment
+    seq, kind = ledger.table.c.seq, "signals.sealed"
+    def ask(connection:Any) -> list:
+        last = connection.execute(sa.select(sa.func.max(seq)).where(ledger.table.c.kind == kind)).scalar() or 0
+        if last not in told and last:
+            for e in ledger.entries(connection, max(told, default=0), kind): told[e.seq] = [from_json(Segment, s) for s in e.body["segments"]]
+        return [s for n in sorted(told) if n <= last for s in told[n]] # Another transaction may have seen more than this one may
+    return Events(folder, ask)
+
 def _make(folder:Path) -> Path:
     "The folder, made if need be; an error that names the cure if it cannot be"
     try: folder.mkdir(parents=True, exist_ok=True)
@@ -263,6 +280,7 @@ def load(self:Workbench,
     name:str # Such as `airline.feed:rows`
 ) -> Any:
     "The object that `name` names; modules beside `settings.ini` come first"
+    if name == EVENTS: return self.signals
     module, _, attribute = name.partition(":")
     if str(self.root) not in sys.path: sys.path.insert(0, str(self.root))
     try: return getattr(importlib.import_module(module), attribute)
@@ -281,6 +299,61 @@ def view(self:Workbench) -> FeatureView:
                                      "Take it out of the view, or let a person decide: `tag = \"granted\"` in the contract.")
     return found
 
+# %% ../../nbs/services/33_workbench.ipynb #5fdcd8c8
+@patch
+def accept(self:Workbench,
+    batch:list,  # Arrivals, see `stores.events.arrive`
+    now:datetime # UTC
+) -> Any:        # A `Receipt`; by then all of it is on the disk
+    "Keep what is new among what came in"
+    with self.engine.begin() as connection: return self.events.accept(connection, batch, now)
+
+@patch
+def seal_events(self:Workbench,
+    now:datetime # UTC, a label
+) -> int:        # How many events are in files now that were in the database
+    "Move what came in so far into files that never change"
+    sealing = self.ask(self.events.gather)
+    if sealing: self._name(sealing, now, "")
+    return sealing.rows if sealing else 0
+
+@patch
+def accept_table(self:Workbench,
+    kind:str,          # Of the events
+    table:Any,         # An Arrow table, see `stages.columns.columns_of`
+    now:datetime,      # UTC
+    origin:str = "",   # Where from, for the dead letters
+    ahead:bool = False # Whether they may be known before they happen
+) -> Any:              # A `Receipt`; by then all of it is on the disk
+    "Keep what is new in a table, as files at once"
+    for attempt in range(5):
+        sealing = self.ask(self.events.gather_table, kind, table, now, origin, ahead)
+        try: self._name(sealing, now, origin)
+        except LockedError:
+            if attempt == 4: raise
+        else: return sealing.receipt
+
+# %% ../../nbs/services/33_workbench.ipynb #c4e0ed6a
+@patch
+def _name(self:Workbench, sealing:Any, now:datetime, origin:str) -> None:
+    "Let the ledger name what was sealed"
+    with self.writing(now) as pen:
+        body = self.events.finish(pen.connection, sealing, now)
+        if sealing.segments: pen.enter("signals.sealed", f"signals:{digest(body)}", {**body, "origin": origin})
+
+# %% ../../nbs/services/33_workbench.ipynb #ab26b765
+@patch
+def signals(self:Workbench,
+    as_of:datetime|None = None, # UTC; `None` is everything there is
+) -> Any:                       # A frame with the columns that [source] names, and the features
+    "Predictions joined with their outcomes, as known at `as_of`"
+    from retrain_nb.stores import database
+    moment, s = as_of or LATEST, self.settings.source
+    with database.reading(self.engine) as connection:
+        predictions = self.events.read(connection, "prediction", moment, end=moment)
+        outcomes = self.events.read(connection, "outcome", moment, columns=["id", "subject", "event_time", "known_at", "value"])
+    return training_frame(predictions, outcomes, moment, s.key, s.time, s.label, s.label_time)
+
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46
 def _need_open_label(book:Any) -> None:
     "Refuse a label that no model may learn from, or classes whose names nobody may see in a verdict"
@@ -298,7 +371,7 @@ def freeze(self:Workbench,
     "The rows known at `as_of`, as an immutable snapshot, noted in the ledger"
     source, name = self.settings.source, f"source `{self.settings.source.rows}`"
     rows = self.load(source.rows)
-    frame = rows()
+    frame = rows(as_of) if source.rows == EVENTS else rows()
     need_columns(frame, [source.key, source.time, source.label, source.label_time], name)
     need_utc(frame, [source.time, source.label_time], name)
     need_label(frame, source.label, source.task, name)

@@ -21,7 +21,7 @@ from typing import Any, ParamSpec, Protocol
 import numpy as np
 import pandas as pd
 
-from ..records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine, guard
+from ..records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine, counted, guard
 from ..tasks import UNITS, class_codes, class_list, task_of, told
 
 # %% ../../nbs/stages/14_gates.ipynb #56b181f6
@@ -81,9 +81,9 @@ def _label(y:pd.Series, task:str, classes:Sequence[Any]) -> Verdict:
     values = class_list(known) if task == "multiclass" else np.unique(numbers)
     found, enough, what = len(values), len(values) > 1, "different numbers" if task == "regression" else "classes"
     all_ = "both classes" if task == "binary" else f"{found:,} {what}"
-    reason = "no label is known" if not found else f"{len(known):,} labels, {all_ if enough else f'all {values[0]}' if task == 'multiclass' else f'all {values[0]:g}'}"
+    reason = "no label is known" if not found else f"{counted(len(known), 'label')}, {all_ if enough else f'all {values[0]}' if task == 'multiclass' else f'all {values[0]:g}'}"
     if task == "multiclass" and (lost := int((class_codes(known, classes) < 0).sum())):
-        enough, reason = False, f"{reason}; {lost:,} of class(es) that the candidate never saw: {_names([c for c in values if c not in classes])}"
+        enough, reason = False, f"{reason}; {lost:,} of classes that the candidate never saw: {_names([c for c in values if c not in classes])}"
     return Verdict(name="label", outcome=PASS if enough else INSUFFICIENT, reason=reason, value=float(found), n=len(known),
                    threshold=2.0, method=f"count of {what}")
 
@@ -111,34 +111,34 @@ def sanity(
     if task_of(task).name != "regression": checks.append(_holds("range", count((rows < 0) | (rows > 1)), len(p), "scores are outside 0 to 1"))
     if several: checks.append(_holds("sums", count(~(abs(rows.sum(axis=1, keepdims=True) - 1) < 1e-6)), len(p), "rows of scores do not sum to 1"))
     varied = Verdict(name="varied", outcome=PASS if distinct > 1 else FAIL, value=float(distinct), n=len(p), threshold=2.0,
-                     reason=f"{distinct:,} different scores in {len(p):,} rows" if not several or distinct == 1 else f"scores differ in {len(p):,} rows")
+                     reason=f"{counted(distinct, 'different score')} in {counted(len(p), 'row')}" if not several or distinct == 1 else f"scores differ in {counted(len(p), 'row')}")
     return combine("sanity", [*checks, varied, _label(pd.Series(y).reset_index(drop=True), task, list(score.columns) if isinstance(score, pd.DataFrame) else [])])
 
 # %% ../../nbs/stages/14_gates.ipynb #360210a3
-def _enough(name:str, found:int, least:int, what:str) -> Verdict:
+def _enough(name:str, found:int, least:int, one:str, what:str) -> Verdict:
     "INSUFFICIENT if there is less than `least`"
     return Verdict(name=name, outcome=PASS if found >= least else INSUFFICIENT, value=float(found), threshold=float(least), n=found,
-                   reason=f"{found:,} {what}, at least {least:,} wanted", method="count")
+                   reason=f"{counted(found, one)} {what}, at least {least:,} wanted", method="count")
 
 def _rarest(where:str, label:pd.Series, classes:Sequence[Any], least:int, task:str) -> Verdict:
     "Is there enough of each class, or of each number but the commonest?"
-    if task == "regression": return _enough(f"{where} spread", len(label) - int(max(label.value_counts(), default=0)), least, "rows with another label than the commonest")
+    if task == "regression": return _enough(f"{where} spread", len(label) - int(max(label.value_counts(), default=0)), least, "row", "with another label than the commonest")
     counts = np.bincount(class_codes(label, classes), minlength=len(classes)) if len(classes) else np.zeros(1, dtype="int64")
-    if task == "binary": return _enough(f"{where} rarer class", int(counts.min()), least, "rows of the rarer class")
+    if task == "binary": return _enough(f"{where} rarer class", int(counts.min()), least, "row", "of the rarer class")
     few = [classes[i] for i in np.argsort(counts, kind="stable") if counts[i] < least] if len(classes) else []
-    rarer = _enough(f"{where} rarest class", int(counts.min()) if len(classes) > 1 else 0, least, "rows of the rarest class")
+    rarer = _enough(f"{where} rarest class", int(counts.min()) if len(classes) > 1 else 0, least, "row", "of the rarest class")
     return replace(rarer, reason=f"{rarer.reason}; {len(few):,} of {len(classes):,} classes have too few: {_names(few)}") if few else rarer
 
 def _amounts(where:str, y:Any, days:Any, policy:GatePolicy, task:str, classes:Sequence[Any]) -> list[Verdict]:
     "Rows, rarer class and days of one part of the data"
     label, when = pd.Series(y).reset_index(drop=True), pd.Series(days).reset_index(drop=True)
     if task != "multiclass": label = label.astype("float64")
-    if len(label) != len(when): raise ValueError(f"{len(label)} labels but {len(when)} days in {where}")
+    if len(label) != len(when): raise ValueError(f"{counted(len(label), 'label')} but {counted(len(when), 'day')} in {where}")
     seen = when[label.notna()].dropna()
     if pd.api.types.is_datetime64_any_dtype(seen): seen = seen.dt.floor("D")
-    return [_enough(f"{where} rows", int(label.notna().sum()), policy.min_rows, "rows with a label"),
+    return [_enough(f"{where} rows", int(label.notna().sum()), policy.min_rows, "row", "with a label"),
             _rarest(where, label.dropna(), classes, policy.min_positives, task),
-            _enough(f"{where} days", int(seen.nunique()), policy.min_days, "days with a label")]
+            _enough(f"{where} days", int(seen.nunique()), policy.min_days, "day", "with a label")]
 
 # %% ../../nbs/stages/14_gates.ipynb #b4374f80
 @guarded
@@ -176,8 +176,8 @@ def _trouble(metric:str, differences:Mapping[str, Estimate], policy:GatePolicy) 
     if e is None: return f"no difference in {metric} was measured; measured are: {', '.join(differences) or 'none'}"
     if not (math.isfinite(e.low) and math.isfinite(e.high) and e.low <= e.value <= e.high): return "its interval is not usable"
     if not math.isclose(e.level, policy.level, abs_tol=1e-9): return f"its interval covers {e.level:.1%}, wanted is {policy.level:.1%}"
-    if e.n < policy.min_rows: return f"it rests on {e.n:,} rows, at least {policy.min_rows:,} wanted"
-    if e.clusters < policy.min_days: return f"it rests on {e.clusters:,} days, at least {policy.min_days:,} wanted"
+    if e.n < policy.min_rows: return f"it rests on {counted(e.n, 'row')}, at least {policy.min_rows:,} wanted"
+    if e.clusters < policy.min_days: return f"it rests on {counted(e.clusters, 'day')}, at least {policy.min_days:,} wanted"
     return ""
 
 # %% ../../nbs/stages/14_gates.ipynb #4ce53fbf
@@ -197,7 +197,7 @@ def _outlook(
     if e.detectable is None or room <= 0: return "more days would hardly decide it"
     more = math.ceil(e.clusters*(e.detectable/room)**2) - e.clusters
     if more <= 0: return f"{who} would most likely have passed by now"
-    return f"{who} would need about {more:,} more days like these" if more < 3650 else f"{who} would need more than ten years of such days"
+    return f"{who} would need about {counted(more, 'more day like this', 'more days like these')}" if more < 3650 else f"{who} would need more than ten years of such days"
 
 # %% ../../nbs/stages/14_gates.ipynb #0bcc3d8d
 @guarded
@@ -239,7 +239,7 @@ def superiority(
                    method=f"superiority, one-sided {policy.alpha:g}; {e.method}")
 
 # %% ../../nbs/stages/14_gates.ipynb #59f72403
-NEEDED = ("contract", "privacy", "data health", "maturity", "sanity") # Checks without which nothing passes
+NEEDED = ("contract", "privacy", "data health", "maturity", "unspoiled", "sanity") # Checks without which nothing passes
 
 class Compared(Protocol):
     "What a gate needs to know of an evaluation"

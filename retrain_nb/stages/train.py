@@ -23,7 +23,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..digest import digest
-from ..records import DataError, SettingsError, UsageError
+from ..records import DataError, SettingsError, UsageError, counted
 from ..tasks import TASKS, learnable, task_of
 
 if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
@@ -142,7 +142,7 @@ def train(
     names, categorical = _columns(X)
     numbers, label = matrix(X), learnable(y, task)
     if not names: raise DataError("there are no feature columns.", "Name at least one in the feature view.")
-    if len(label) != len(numbers): raise DataError(f"{len(numbers)} rows but {len(label)} labels.", "Take both from one frame.")
+    if len(label) != len(numbers): raise DataError(f"{counted(len(numbers), 'row')} but {counted(len(label), 'label')}.", "Take both from one frame.")
     lgb = _lightgbm()
     tree = {k: v for k, v in params.items() if k != "rounds"} | ({"num_class": int(label.max()) + 1} if task == "multiclass" else {})
     try:
