@@ -158,13 +158,13 @@ def test_too_little_to_judge_by_is_insufficient_and_named(tmp_path, capsys, name
 
 
 def test_two_hundred_classes_of_whole_numbers(tmp_path, capsys):
-    root = bench(tmp_path, "many", "multiclass", "frame['what'] = (frame.load.rank(pct=True)*199.999).astype(int)", size=144, least=1, kind="number")
+    root = bench(tmp_path, "many", "multiclass", "frame['what'] = ((frame.load + rng.normal(0, 0.2, len(frame))).rank(pct=True)*199.999).astype(int)", size=144, least=1, kind="number")
     (root/"settings.ini").write_text((root/"settings.ini").read_text().replace("rounds = 30", "rounds = 5").replace("num_leaves 7", "num_leaves 7, min_sum_hessian_in_leaf 1")) # With tiny leaves 200 classes overshoot
     code, answer = turn(root, "2024-03-29", capsys)
     assert (code, answer["verdict"]) == (0, PASS), answer["sentence"]
     record = left(root, answer["run"])
     model = from_json(Model, json.loads(read(root, record["model"])))
-    assert model.classes == tuple(range(200)) and record["evaluation"]["candidate"]["log_loss"]["value"] < np.log(200)/2
+    assert model.classes == tuple(range(200)) and record["evaluation"]["candidate"]["log_loss"]["value"] < np.log(200) - 0.3
     assert vet(read(root, record["model"])).outcome == PASS
     assert "200 classes" in page_text(root, answer["run"])
 
