@@ -1053,6 +1053,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'retrain_nb/services/workbench.py'),
                                                'retrain_nb.services.workbench._rehearsal': ( 'services/workbench.html#_rehearsal',
                                                                                              'retrain_nb/services/workbench.py'),
+                                               'retrain_nb.services.workbench._see_head': ( 'services/workbench.html#_see_head',
+                                                                                            'retrain_nb/services/workbench.py'),
                                                'retrain_nb.services.workbench.furnish': ( 'services/workbench.html#furnish',
                                                                                           'retrain_nb/services/workbench.py'),
                                                'retrain_nb.services.workbench.open_workbench': ( 'services/workbench.html#open_workbench',
