@@ -302,3 +302,10 @@ def test_a_forged_past_is_not_signed_by_the_next_entry(tmp_path, heads):
     before = book.ask(ledger.last_head)
     with pytest.raises(VerificationError, match="newest signed head"): book.append("note.made", "next", {"loss": 7}, datetime(2013, 6, 2, tzinfo=UTC))
     assert book.ask(ledger.last_head) == before and auditor.audit(tmp_path)["verdict"] == "FAIL"
+
+
+def test_verifying_a_database_in_wal_mode_leaves_nothing_beside_it(book):
+    book.engine.dispose()
+    with contextlib.closing(sqlite3.connect(book.store/"ledger.db")) as c: c.execute("PRAGMA journal_mode = wal")
+    before = {p.name: p.read_bytes() for p in book.store.iterdir() if p.is_file()}
+    assert verify(book.root)["verdict"] == "PASS" and {p.name: p.read_bytes() for p in book.store.iterdir() if p.is_file()} == before
