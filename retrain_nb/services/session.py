@@ -119,10 +119,11 @@ def champion(self:Session) -> Model|None:
 def rival(self:Session,
     taught:pd.DataFrame, # Training rows
     judged:pd.DataFrame  # Test rows
-) -> pd.Series:          # One score per test row; its name is `champion` or `base rate`
+) -> pd.Series:          # One score per test row; its name is `champion` or `base rate`, or else one that no gate knows
     "What the champion, or the base rate, would have said"
     if (model := self.champion) is None: return pd.Series(float(taught[self.label].mean()), index=judged.index, name="base rate")
-    return pd.Series(predict(model.booster, encode(self.book.view, model.encoding, judged)), index=judged.index, name="champion")
+    name = "champion" if model.target == self.label else f"champion for {model.target}" # Of another question: no fair rival
+    return pd.Series(predict(model.booster, encode(self.book.view, model.encoding, judged)), index=judged.index, name=name)
 
 # %% ../../nbs/services/36_session.ipynb #73f2105c
 def unspoiled(
