@@ -258,7 +258,7 @@ def test_a_page_that_works_by_another_recipe_than_was_planned_decides_nothing(pa
 def test_a_score_that_is_nan_fails_the_sanity_gate(parcels, capsys):
     path = parcels/"nbs"/"runs"/"retrain.ipynb"
     nb = json.loads(path.read_text())
-    for cell in nb["cells"]: cell["source"] = ["".join(cell["source"]).replace("predict(booster, unfamiliar)", "predict(booster, unfamiliar)*float('nan')")]
+    for cell in nb["cells"]: cell["source"] = ["".join(cell["source"]).replace("predict(booster, unfamiliar, classes)", "predict(booster, unfamiliar, classes)*float('nan')")]
     path.write_text(json.dumps(nb))
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)
     assert (code, done["verdict"], done["did"]) == (3, "FAIL", "kept")
