@@ -65,7 +65,7 @@ def target_of(
     return Target(codes, len(known), found.ordered and known.tolist() == list(range(len(known))))
 
 # %% ../nbs/09_columns.ipynb #561c949c
-BINS = 62 # Of an ordered column
+BINS = 30 # Of an ordered column
 
 def binned(
     values:Values # (n,)

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic.functional_validators import BeforeValidator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.functional_validators import AfterValidator, BeforeValidator
 
 from .records import UsageError
 
@@ -29,6 +29,19 @@ Names = Annotated[tuple[str, ...], BeforeValidator(_names)] # `name, name`
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "pipe": "|"}
 UNITS = {"s": 1_000_000_000, "ms": 1_000_000, "us": 1_000, "ns": 1} # Nanoseconds in each
 DATA = ("value", "name", "unit", "score", "model", "arm", "latency_ms", "status", "route") # Fields of events that are one value
+
+# %% ../nbs/02b_mapping.ipynb #8ff91ce8
+SECRET = re.compile(r"//[^/@:]*:[^@]*@|[?&][^=&]*(pass|pwd|secret|token|key)[^=&]*=", re.IGNORECASE)
+
+def _address(url:str) -> str:
+    "An address without a password"
+    if SECRET.search(url): raise ValueError("an address with a password in it is refused; name the environment variable that holds it, as `password_env`")
+    return url
+
+def _zone(name:str) -> str:
+    "A time zone by name, or nothing"
+    try: return name if not name or ZoneInfo(name) else ""
+    except (KeyError, ValueError, OSError): raise ValueError("no time zone is called that; name it like Europe/Zurich or UTC") from None
 
 # %% ../nbs/02b_mapping.ipynb #8c0f1a17
 class Columns(BaseModel):
@@ -51,29 +64,17 @@ class Columns(BaseModel):
     features:Names = ()      # Columns that are features; `*` is all that nothing else uses, empty those named `features.` and something
     text:Names = ()          # Columns that stay text even where a cell looks like a number
     missing:Names = ()       # Cells that are as good as empty, such as `NA`
-    zone:str = ""            # Where times without an offset were written, such as `Europe/Lisbon`
+    zone:Annotated[str, AfterValidator(_zone)] = ""            # Where times without an offset were written, such as `Europe/Lisbon`
     epoch:Literal["", "s", "ms", "us", "ns"] = "" # Unit of times that are numbers, counted from 1970
     ahead:bool = False       # Whether rows may be known before they happen, as a plan is
     separator:Literal["comma", "semicolon", "tab", "pipe"] = "comma" # Between the cells of a CSV file
-    url:str = Field("", repr=False) # SQLAlchemy URL of a database, without its password
+    url:Annotated[str, AfterValidator(_address)] = Field("", repr=False) # SQLAlchemy URL of a database, without its password
     query:str = ""           # What to ask it
     password_env:str = Field("", repr=False, pattern=r"^([A-Z][A-Z0-9_]*)?$", description="the name of an environment variable, in capitals")
-    @field_validator("zone")
-    @classmethod
-    def _is_a_zone(cls, name:str) -> str:
-        try: return name if not name or ZoneInfo(name) else ""
-        except (KeyError, ValueError, OSError): raise ValueError("no time zone is called that; name it like Europe/Zurich or UTC") from None
-    @field_validator("url")
-    @classmethod
-    def _holds_no_password(cls, url:str) -> str:
-        if SECRET.search(url): raise ValueError("an address with a password in it is refused; name the environment variable that holds it, as `password_env`")
-        return url
     @model_validator(mode="after")
     def _asks_what_it_can(self) -> "Columns":
         if bool(self.url) != bool(self.query): raise ValueError("`url` and `query` go together")
         return self
-
-SECRET = re.compile(r"//[^/@:]*:[^@]*@|[?&][^=&]*(pass|pwd|secret|token|key)[^=&]*=", re.IGNORECASE)
 
 # %% ../nbs/02b_mapping.ipynb #2f594c3b
 def declare(

@@ -221,7 +221,7 @@ def from_json(
 # %% ../nbs/00_records.ipynb #285f5be6
 def _row(v:Verdict) -> str:
     "One line of the table"
-    num = lambda x: "" if x is None else f"{x:.4g}"
+    num = lambda x: "" if x is None else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
     span = "" if v.interval is None else f"{v.interval[0]:.4g} to {v.interval[1]:.4g}"
     cells = [f"**{v.outcome}**", v.name, num(v.value), span, num(v.threshold), "" if v.n is None else f"{v.n:,}", v.reason]
     return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"

@@ -323,3 +323,28 @@ def test_equal_rows_and_no_others_have_equal_numbers():
     numbers = mixed(columns)
     assert len(np.unique(numbers)) == len(pd.DataFrame(columns).T.drop_duplicates())
     assert (mixed([c[::-1].copy() for c in columns]) == numbers[::-1]).all()
+
+
+# --- On the page ---
+
+LEAKY = """
+from retrain_nb.stages.features import FeatureView
+def echo(f): return f.assign(echo=f.late.fillna(0)*0.2 + f.rain*0.1)
+view = FeatureView("parcels", ("load", "rain", "hour", "weekday", "echo"), ("depot",), echo, vouched=("echo",))
+"""
+
+
+def test_the_page_hands_a_leak_to_the_gates_and_nobody_can_vouch_for_the_label(tmp_path, monkeypatch):
+    import json
+    from importlib import import_module
+    from pathlib import Path
+    (tmp_path/"leaky_view.py").write_text(LEAKY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("retrain_nb.demo.toy.view", import_module("leaky_view").view)
+    page = json.loads((Path(__file__).parent.parent/"nbs"/"runs"/"retrain.ipynb").read_text())
+    held:dict = {}
+    for cell in page["cells"]:
+        if cell["cell_type"] == "code": exec(compile("".join(cell["source"]), "page", "exec"), held)
+    said = {leaf.name: leaf.outcome for leaf in held["verdict"].leaves}
+    assert (said["too good: echo"], said["disguise: rain + echo"]) == ("PASS", "FAIL")
+    assert held["verdict"].outcome == "FAIL" and "disguise: rain + echo" in held["verdict"].reason

@@ -95,6 +95,14 @@ def test_a_champion_that_learned_from_the_test_rows_is_no_fair_rival(parcels, ca
     assert done[0] == 4 and "no news to it" in done[1]["verdict"]["reason"]
 
 
+def test_a_champion_that_answers_another_question_is_no_rival(parcels, capsys):
+    (parcels/"asks.py").write_text("from retrain_nb.demo import toy\nview = toy.view\ndef rows(): return toy.rows().assign(heavy=lambda f: (f.load > 1.2).astype(float))\n")
+    change(parcels, "settings.ini", "retrain_nb.demo.toy:rows", "asks:rows")
+    change(parcels, "settings.ini", "label = late", "label = heavy")
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"]) == (4, "kept") and "`champion for late`, which no gate knows" in done["reasons"][0]["reason"]
+
+
 def test_a_page_that_does_not_ask_whether_the_rows_are_new_to_the_champion_passes_nothing(parcels, capsys):
     change(parcels, "nbs/runs/retrain.ipynb", "sane, fair], run.gates", "sane], run.gates")
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)

@@ -39,7 +39,7 @@ def not_now(args:argparse.Namespace) -> None:
     root, dead = find_root(args.root or Path.cwd()), []
     w = load_settings(root).workbench
     if (root/w.store).is_dir():
-        with turns.hold(root/w.store/"lock", look=True) as f: dead = f.read().split()
+        with turns.hold(root/w.store/"lock", look=True) as f: dead = f.read().splitlines()
     if not w.database: return # Nobody else can know of it
     from retrain_nb.stores.database import open_database, reading
     with reading(open_database(w.database)) as connection: row, now = turns.lease(connection, "work"), turns.clock(connection, datetime.now(UTC))

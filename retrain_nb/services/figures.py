@@ -206,7 +206,7 @@ def stream(
     volume.set_ylabel("rows per day", color=MUTED, fontsize=8)
     lines = {name: shares[name] for name in shares} if source.task == "multiclass" else {"": table.rate}
     for shade, values in zip(SHADES, lines.values()): rate.plot(middle, values, color=shade, linewidth=1.4, marker="o", markersize=2.5)
-    if source.task != "regression": rate.set_ylim(0, max((float(v.max()) for v in lines.values()), default=0)*1.25 or 1)
+    if source.task != "regression": rate.set_ylim(0, max((top for v in lines.values() if (top := float(v.max())) > 0), default=0)*1.25 or 1) # NaN where no label is known
     rate.set_ylabel(f"{source.label}, {'mean' if source.task == 'regression' else 'share'}", color=MUTED, fontsize=8)
     rate.axvspan(split.cut, split.test.end, color=TEST, alpha=0.10, linewidth=0)
     _stream_words(volume, table, split)

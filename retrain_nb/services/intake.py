@@ -491,6 +491,7 @@ def rows_of(
         else: columns.append(column.to_pylist())
     for values in zip(*columns): yield dict(zip(table.column_names, values))
 
+# %% ../../nbs/services/37_intake.ipynb #6f3c2f3d
 @patch
 def pieces(self:Reader,
     table:"pa.Table", # Some rows
@@ -527,6 +528,7 @@ def check_types(
         if not any(fit(plain) for fit in fits): raise DataError(f"{reader.origin}: column `{name}` is {kind}, and events hold numbers and texts.", "Leave it out, or make it a number or a text.")
     return used
 
+# %% ../../nbs/services/37_intake.ipynb #399033f3
 def read_parquet(
     file:Looked,       # As `look` found it
     declared:Columns,  # What the columns are

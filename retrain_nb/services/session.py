@@ -133,8 +133,9 @@ def rival(self:Session,
 
 @patch(as_prop=True)
 def rival_name(self:Session) -> str: # `champion` or `base rate`
-    "What the candidate is compared with"
-    return "champion" if self.recipe.champion else "base rate"
+    "What the candidate is compared with; a champion for another label answers another question, and no gate knows it"
+    if (model := self.champion) is None: return "base rate"
+    return "champion" if model.target == self.label else f"champion for {model.target}"
 
 # %% ../../nbs/services/36_session.ipynb #73f2105c
 def unspoiled(

@@ -36,8 +36,8 @@ from fastcore.basics import patch
 from ..digest import canonical, digest, digest_code
 from ..durable import write_atomic, write_once
 from ..events import LATEST
-from ..notes import Checkpoint, checkpoint_text, sign_note
-from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, from_json
+from ..notes import Checkpoint, check_note, checkpoint_text, sign_note
+from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, counted, from_json
 from ..settings import EVENTS, Settings, find_root, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
@@ -258,11 +258,26 @@ def checkpoint(self:Workbench,
     return sign_note(checkpoint_text(Checkpoint(signer.name, size, root)), signer.name, signer.public, signer.sign)
 
 # %% ../../nbs/services/33_workbench.ipynb #28d6fdcc
+def _see_head(
+    connection:Any,     # A transaction that writes
+    last:tuple[int, str], # The newest head: how many entries it covers, and its note
+    named:Any           # The newest entry that names a key
+) -> None:
+    "An error unless the newest head covers all entries and carries the signature of the key in force: what we sign next vouches for all before it"
+    import sqlalchemy as sa
+    from retrain_nb.stores import ledger
+    count = connection.execute(sa.select(sa.func.max(ledger.table.c.seq))).scalar() or 0
+    if last[0] != count: raise VerificationError(f"the ledger has {counted(count, 'entry', 'entries')}, and its newest signed head covers {last[0]:,}.", ledger.CURE)
+    keys = [named.body["vkey"], *([named.body["previous"]] if last[0] == named.seq and named.body["previous"] else [])] # A handing over is signed by who hands over
+    try: check_note(last[1], keys)
+    except VerificationError as e: raise VerificationError(f"the newest signed head of the ledger is not ours: {e.cause}", ledger.CURE) from e
+
+# %% ../../nbs/services/33_workbench.ipynb #af8d5547
 @patch
 def vouch(self:Workbench,
     pen:Any # That `writing` gives
 ) -> None:
-    "See that the last head was signed with our key; in a ledger that nobody has signed yet, enter the key"
+    "See that the last head covers every entry and was signed with our key; in a ledger that nobody has signed yet, enter the key"
     from retrain_nb.stores import ledger
     last, named = ledger.last_head(pen.connection), ledger.newest(pen.connection, "ledger.key")
     if last is None and named: raise VerificationError("the signed heads of the ledger are gone.", ledger.CURE)
@@ -273,6 +288,7 @@ def vouch(self:Workbench,
     elif named is None or named.body["vkey"] != self.signer.vkey:
         raise VerificationError(f"the ledger is signed with the key {named.body['vkey'] if named else 'of nobody'}, and {self.key_path} is another.",
                                 "Name the right one under [ledger] key in settings.ini, or hand over to this one with `retrain-nb key`.")
+    else: _see_head(pen.connection, last, named)
 
 # %% ../../nbs/services/33_workbench.ipynb #dfcff9a9
 @patch

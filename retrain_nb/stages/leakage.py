@@ -167,10 +167,12 @@ def _one_outcome(
     gone = np.isnan(values.x)
     for flags, state in ((gone, "missing"), (~gone, "there")):
         if (n := int(flags.sum())) < 10 or n == len(flags): continue
-        outcome, count = np.unique(target.y[flags][::max(n//20_000, 1)], return_counts=True)
+        step = 1 if 2*n < len(flags) else max(n//10_000, 1) # Of the many a part will do
+        outcome, count = np.unique(target.y[::step][flags[::step]], return_counts=True)
         usual, share = outcome[count.argmax()], count.max()/count.sum()
+        if share < 0.995: continue
         base = float((target.y == usual).mean())
-        if share >= 0.995 and base < 0.98 and n*np.log(max(base, 1e-12)/share) < -20:
+        if base < 0.98 and n*np.log(max(base, 1e-12)/share) < -20:
             yield Leak(name="known later", column=values.name, certain=False, value=float(share), n=n, threshold=base,
                        reason=f"where it is {state}, {share:.1%} of {n:,} rows have one outcome, which {base:.1%} of all rows have")
 
@@ -250,13 +252,14 @@ def _kept(
 
 # %% ../../nbs/stages/16_leakage.ipynb #e7dade91
 def _shared(
-    columns:"list[np.ndarray]", # Features and label, (n,) float64 each, training rows first, the oldest first
+    columns:"list[np.ndarray]", # Features and, last, the label; (n,) float64 each, training rows first, the oldest first
     m:int,                      # How many are training rows
     limits:Limits               # `sample`
 ) -> Leak|None:
     "Whether test rows are among the training rows more often than chance has it"
     import numpy as np
     places = _kept(columns, limits.sample)
+    places = places[~np.isnan(columns[-1][places])] # An open outcome has no double
     hashes, m = mixed([x[places] for x in columns]), int((places < m).sum())
     train, test = hashes[:m], hashes[m:]
     cut = m - min(len(test), m//3)
@@ -288,18 +291,18 @@ def _of_column(
     when:"np.ndarray",   # (n,) moments of the rows, or their numbers
     m:int,               # How many are training rows
     some:"np.ndarray",   # Places of sampled training rows, whose label is known
-    beside:"tuple[np.ndarray, np.ndarray]" # What `_beside` gave
+    beside:"tuple[np.ndarray, np.ndarray, np.ndarray]" # What `_beside` gave, and (n,) whether the outcome is open
 ) -> Iterator[Leak]:
     "All that one feature can give away by itself, other than by being too good"
     import numpy as np
-    open = np.isnan(target.y)
+    open = beside[2]
     part = lambda at: (Values(values.name, values.x[at], values.ordered), Target(target.y[at], target.classes, target.numbers))
     if (leak := _identifier(part(slice(0, m))[0], when[:m], some)): yield leak
     trained:Any = np.flatnonzero(~open[:m]) if open[:m].any() else slice(0, m) # Without a copy, where that is possible
     if _like_a_mean(values, target): # In training alone, else in all that is known
         if (leak := _future_mean(*part(trained)) or _future_mean(*part(~open))): yield leak
     if np.isnan(values.x[:m]).any(): yield from _one_outcome(*part(trained))
-    if (leak := _with_outcome(values, *beside)): yield leak
+    if (leak := _with_outcome(values, *beside[:2])): yield leak
 
 # %% ../../nbs/stages/16_leakage.ipynb #3cd8f61d
 FEW = 100 # Labelled rows without which statistics say nothing
@@ -362,7 +365,7 @@ def _rows_as_a_whole(
 ) -> Iterator[Leak]:
     "Order in time, rows in both parts, and who they are about"
     import numpy as np
-    m, known = len(taught), ~np.isnan(target.y)
+    m = len(taught)
     if roles.time:
         yield from _time_order(taught, judged, roles, as_of)
         for column in roles.known_at:
@@ -370,8 +373,7 @@ def _rows_as_a_whole(
                 there = next(~np.isnan(c.x[at]) for c in columns if c.name == column)
                 if (leak := _declared_later(rows, column, roles, there)): yield leak
     if not len(judged): return
-    whole = [x if known.all() else x[known] for x in (*(c.x for c in columns), target.y)]
-    if (leak := _shared(whole, int(known[:m].sum()), limits)): yield leak
+    if (leak := _shared([*(c.x for c in columns), target.y], m, limits)): yield leak
     for column in (*roles.group, *filter(None, [roles.key])):
         if (leak := _group(taught[column], judged[column])): yield leak
 
@@ -399,7 +401,8 @@ def leakage(
     if len(learned) >= FEW:
         sampled = [Values(c.name, c.x[some], c.ordered) for c in columns]
         found, strength = _of_strength(sampled, Target(target.y[some], target.classes, target.numbers), limits)
-        beside = _beside(np.isnan(target.y), when)
+        open = np.isnan(target.y)
+        beside = (*_beside(open, when), open)
         leaks += found + [leak for c in columns for leak in _of_column(c, target, when, m, some, beside)]
     leaks.sort(key=lambda leak: (not leak.certain, KINDS.index(leak.name)))
     asked = tuple(k for k in KINDS if {"shared rows": len(judged), "time order": roles.time, "group": roles.group or roles.key}.get(k, True))
