@@ -74,6 +74,7 @@ def unpack(
     if not unpacker.eof or unpacker.unused_data: raise Problem(400, "the body is torn, or more than one gzip.", "Pack it again.")
     return plain
 
+# %% ../../nbs/loop/49_server.ipynb #65854f0b
 def said(
     body:bytes,    # Unpacked
     media:str,     # Its media type
@@ -104,6 +105,7 @@ class _Turn:
     arrivals:list[Arrival]
     answer:Callable[[list[str]|Exception], Any] # Called once, from the writer's thread
 
+# %% ../../nbs/loop/49_server.ipynb #ca8cf805
 class Writer:
     "A thread that takes what waits into one transaction after another"
     def __init__(self,
