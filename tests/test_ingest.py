@@ -498,6 +498,23 @@ def test_while_the_disk_is_taken_requests_wait_in_bounded_number_and_then_share_
         assert len(kept(book, "outcome")) == 1 + 150*(1 + sum(s == 200 for s, *_ in statuses))
 
 
+@pytest.mark.parametrize("who", ["sender", "server"])
+def test_a_connection_outlives_some_seconds_in_which_sender_or_server_stood_still(who, book):
+    with serving(book.root) as (process, port, token): # After five seconds, the usual patience, both were reset
+        connection, statuses = http.client.HTTPConnection("127.0.0.1", port, timeout=60), []
+        for i in range(2):
+            if i and who == "server": process.send_signal(signal.SIGSTOP)
+            if i and who == "sender": time.sleep(6)
+            connection.request("POST", "/v1/events", outcome(f"o{i}").encode(), {"Content-Type": "application/x-ndjson", "Authorization": f"Bearer {token}"})
+            if i and who == "server":
+                time.sleep(6)
+                process.send_signal(signal.SIGCONT)
+            statuses.append((answer := connection.getresponse()).status)
+            answer.read()
+        connection.close()
+    assert statuses == [200, 200]
+
+
 def test_a_port_that_is_taken_and_a_token_that_others_may_read_are_said(book):
     with serving(book.root) as (_, port, _):
         done = subprocess.run([*CLI, "serve", "--root", str(book.root), "--port", str(port)], capture_output=True, text=True)
