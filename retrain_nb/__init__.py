@@ -3,6 +3,7 @@
 Modules:
 
 - `retrain_nb.auditor`: Is this the history that was signed, to the last byte?
+- `retrain_nb.columns`: How much does one column alone say about another?
 - `retrain_nb.demo.flights`: Will this flight be more than 15 minutes late, cancelled or diverted, as far as one could know when it should have left?
 - `retrain_nb.demo.flights_view`: What may a model look at before a flight leaves?
 - `retrain_nb.demo.toy`: What is the smallest world in which a whole cycle has something to decide?
@@ -43,11 +44,17 @@ Modules:
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
+- `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
+- `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
+- `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
+- `retrain_nb.stages.leakage`: Does a feature know what it cannot have known when the prediction was due?
+- `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
+- `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
@@ -59,6 +66,7 @@ Modules:
 - `retrain_nb.stores.pages`: What does this page ask for, and is it what we are about to tell it?
 - `retrain_nb.stores.snapshots`: Are these the very rows that the model was trained on?
 - `retrain_nb.stores.turns`: Whose turn is it to work here, and is it still?
+- `retrain_nb.tasks`: What does a model say: yes or no, which of several, or how much? And what does a wrong answer cost?
 - `retrain_nb.windows`: Which rows may a model learn from, and which may judge it?"""
 
 __version__ = "0.1.0"

@@ -28,7 +28,7 @@ def canonical(
 ) -> bytes:   # UTF-8 text after RFC 8785
     "`value` as canonical JSON, the only form in which this project hashes a value"
     try: return rfc8785.dumps(value)
-    except rfc8785.CanonicalizationError as e:
+    except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as e: # The last two for keys and for depth
         raise DataError(f"no canonical JSON for this value: {e}.",
                         "Use finite numbers, text, lists and dicts with text keys.") from e
 
@@ -54,6 +54,13 @@ def digest_file(
     with Path(path).open("rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 # %% ../nbs/01_digest.ipynb #237919c7
+def _tree(
+    node:Any # A syntax tree, a part of it, or a value in it
+) -> Any:    # Lists and text
+    "What is in a syntax tree, without its empty fields"
+    if isinstance(node, ast.AST): return [type(node).__name__, *([name, _tree(v)] for name, v in ast.iter_fields(node) if v not in (None, []))]
+    return [_tree(v) for v in node] if isinstance(node, list) else repr(node)
+
 def digest_code(
     function:Callable # A function whose source can be read
 ) -> str:             # 64 hexadecimal digits
@@ -62,4 +69,4 @@ def digest_code(
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
-    return digest(ast.dump(tree).encode())
+    return digest(_tree(tree))

@@ -162,8 +162,13 @@ def write_once(
 ) -> bool:                 # Whether it was written now; `False` if the same bytes were there already
     "Write `data` to `path`, durably, unless it is there; other bytes at `path` are never touched"
     path = Path(path)
-    if not path.exists() and _place(path, data, keep=True, mode=mode): return True
-    if path.read_bytes() == data:
+    if not os.path.lexists(path) and _place(path, data, keep=True, mode=mode): return True
+    try: same = path.read_bytes() == data
+    except OSError as e:
+        if isinstance(e, FileNotFoundError) and not path.is_symlink(): return write_once(path, data, mode) # A collector took it away since
+        raise VerificationError(f"{path} is there and cannot be read: {e.strerror}.",
+                                "Let this user read it; if it is no file, move it aside, keep it as evidence, and run again.") from e
+    if same:
         _sync_folder(path.parent) # The writer before us may have been killed before it got here
         return False if _touch(path) else write_once(path, data, mode)
     raise VerificationError(f"{path} is there with other bytes than it should have.", "Move it aside, keep it as evidence, and run again.")

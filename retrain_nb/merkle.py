@@ -240,7 +240,7 @@ def check_consistency(
     proof:Sequence[bytes], # In the order of RFC 9162
     old_root:bytes,        # Of the smaller tree
     new_root:bytes         # Of the larger tree
-) -> bool:                 # False for anything malformed, too
+) -> bool:                 # False for anything malformed, too; trees of one size need equal roots and nothing else, as in the published cases
     "Whether `proof` shows that the tree of `new` leaves begins with the tree of `old` leaves"
     if not (1 <= old <= new and _hashes(proof)): return False
     (start, _), *beside = _beside_edge(old, new)

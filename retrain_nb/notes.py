@@ -142,7 +142,7 @@ def check_note(
         held = [key for key, public in known.items() if _holds(public, blob[4:], text.encode())]
         if known and not held: raise _bad(f"the signature of {name} does not fit the note: one of the two was changed.")
         good += held
-    if not good: raise _bad(f"the note is signed by {', '.join(name for name, _ in signatures)}, and by none of the {len(keys)} keys given.")
+    if not good: raise _bad(f"the note is signed by {', '.join(name for name, _ in signatures)}, and by none of the keys given.")
     return text, good[0]
 
 # %% ../nbs/06_notes.ipynb #d1bb45b1
@@ -210,7 +210,7 @@ def parse_tlog_proof(
 ) -> tuple[int, list[bytes], str]: # Index, proof and signed checkpoint, none of them checked yet
     "The parts of a proof; an `extra` line is passed over, as nobody signed it"
     match = re.fullmatch(rf"{re.escape(PROOF)}\n(?:extra [A-Za-z0-9+/=]*\n)?index (0|[1-9][0-9]{{0,19}})\n((?:[^\n]+\n){{0,64}})\n(.+)", text, re.DOTALL)
-    hashes = [_unb64(line) for line in match[2].split()] if match else []
+    hashes = [_unb64(line) for line in match[2].split("\n")[:-1]] if match else []
     if not match or any(h is None or len(h) != 32 for h in hashes):
         raise _bad("this is no proof file: its first line, an index, hashes of 32 bytes in base64, an empty line, a checkpoint.")
     return int(match[1]), [h for h in hashes if h], match[3]
@@ -352,4 +352,4 @@ def check_envelope(
     if not publics: raise UsageError("there is no key to check the envelope with.", "Give the public key of whoever should have signed it.")
     kind, payload, signatures = _opened(envelope)
     if any(_holds(public, s, pae(kind, payload)) for public in publics for s in signatures): return kind, payload
-    raise _bad(f"none of the {len(signatures)} signatures fits the envelope under one of the {len(publics)} keys given.")
+    raise _bad("none of its signatures fits the envelope under one of the keys given.")

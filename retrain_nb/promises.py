@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from .records import FAIL, PASS, SettingsError, Verdict
+from .records import FAIL, PASS, SettingsError, Verdict, counted
 
 # %% ../nbs/03b_promises.ipynb #099bcdcc
 Share = Annotated[float, Field(strict=True, ge=0, le=1)]                # "5" is not 5
@@ -184,7 +184,7 @@ def parse_contract(
     except tomllib.TOMLDecodeError as e: raise SettingsError(f"the contract is not TOML: {e}.", "Look at the line it names.") from None
     except ValidationError as e:
         lines = "\n".join(f"  {_finding(error)}" for error in e.errors())
-        raise SettingsError(f"the contract has {e.error_count()} mistake(s):\n{lines}\n",
+        raise SettingsError(f"the contract has {counted(e.error_count(), 'mistake')}:\n{lines}\n",
                             "Every key is explained in the notebook `03b_promises`.") from None
 
 # %% ../nbs/03b_promises.ipynb #8f68dc62

@@ -1,9 +1,11 @@
 "Faults of the artifact store and of the durable write below it: full disks, files in the way, damage, hostile names, races"
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrain_nb.digest import digest
-from retrain_nb.durable import safe_name, write_atomic, write_once
+from retrain_nb.durable import remove_file, safe_name, write_atomic, write_once
 from retrain_nb.records import RetrainError, UsageError, VerificationError
 from retrain_nb.stores.artifacts import KINDS, Artifacts
 
@@ -153,6 +155,32 @@ def test_a_writer_killed_at_each_of_its_calls_leaves_the_artifact_whole_or_not_a
     assert trials >= 8 and 0 < there < trials
 
 
+STEPS = {"write_once(p/'a'/'b'/'x', b'1')": ["mkdir a", "fsync .", "mkdir a/b", "fsync a", "fsync a/b/*", "name a/b/x", "fsync a/b"],
+         "write_once(p/'x', b'1')": ["fsync *", "name x", "fsync ."],
+         "os.mkdir(p/'a'); (p/'a'/'x').write_bytes(b'1'); write_once(p/'a'/'x', b'1')": ["mkdir a", "fsync a"], # Whoever wrote it may have been killed before
+         "write_atomic(p/'x', b'1')": ["fsync *", "name x", "fsync ."],
+         "(p/'x').write_bytes(b'1'); remove_file(p/'x')": ["unlink x", "fsync ."]}
+
+
+@pytest.mark.skipif(not shutil.which("strace"), reason="strace is not installed")
+@pytest.mark.parametrize("nameless", [True, False])
+@pytest.mark.parametrize("code", STEPS)
+def test_bytes_are_durable_before_their_name_and_every_name_before_it_counts(tmp_path, code, nameless):
+    log, root = tmp_path/"log", tmp_path/"store"
+    root.mkdir()
+    setup = "import os; from pathlib import Path; from retrain_nb.durable import *; p = Path(os.sys.argv[1])" + ("" if nameless else "; del os.O_TMPFILE")
+    watch = "trace=mkdir,mkdirat,fsync,fdatasync,link,linkat,rename,renameat,renameat2,unlink,unlinkat"
+    subprocess.run(["strace", "-f", "-qq", "-y", "-o", log, "-e", watch, sys.executable, "-c", f"{setup}\n{code}", root], check=True)
+    told = []
+    for call, rest in re.findall(r"(\w+)\((.*)\) += \d", log.read_text()):
+        if not (paths := re.findall(rf"{re.escape(str(root))}(?:/([^\"<>]*))?[\"<>]", rest)): continue
+        path, kind = paths[-1] or ".", "name" if call[:4] in ("link", "rena") else call.removesuffix("at")
+        if kind == "unlink" and path.endswith(".tmp"): continue # What waited beside the target
+        if kind == "fsync" and not (root/path).is_dir(): path = os.path.join(os.path.dirname(path), "*")
+        told.append(f"{kind} {path}")
+    assert told == STEPS[code]
+
+
 DENIED = """
 import os, sys
 from retrain_nb.records import RetrainError
@@ -184,3 +212,23 @@ def test_write_once_never_touches_other_bytes(tmp_path):
     (tmp_path/"a").write_bytes(b"evidence")
     with pytest.raises(VerificationError): write_once(tmp_path/"a", b"something else")
     assert (tmp_path/"a").read_bytes() == b"evidence"
+
+
+def test_a_writer_and_a_collector_of_the_same_file_never_meet_in_an_error(tmp_path):
+    path, until = tmp_path/"a"/"x", time.monotonic() + 1
+
+    def write():
+        while time.monotonic() < until: write_once(path, b"the same bytes")
+
+    def remove():
+        while time.monotonic() < until: remove_file(path)
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(write), pool.submit(write), pool.submit(remove)]: done.result()
+
+
+def test_what_is_no_file_where_one_should_be_is_named_and_stays(tmp_path):
+    (tmp_path/"folder").mkdir()
+    (tmp_path/"link").symlink_to(tmp_path/"nowhere")
+    for name in ("folder", "link"):
+        with pytest.raises(VerificationError, match=f"{name} is there and cannot be read"): write_once(tmp_path/name, b"x")
+    assert (tmp_path/"folder").is_dir() and (tmp_path/"link").is_symlink() and not (tmp_path/"nowhere").exists()

@@ -21,9 +21,12 @@ from pathlib import Path
 import pytest
 import rfc8785
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
 
 from retrain_nb import auditor, notes
 from retrain_nb.auditor import DAMAGE, AuditError, audit, check_ledger, parse_vkey
+from retrain_nb.mentions import names
 from retrain_nb.services.workbench import furnish, open_workbench
 from retrain_nb.stores.database import SCHEMA
 
@@ -301,6 +304,9 @@ def test_the_file_alone_passes_what_is_sound_and_says_so_with_its_exit_code(tmp_
     assert told["checked"]["vouched"] == w.held and told["checked"]["signatures"] == len(w.heads)
     assert told["signed_by"] == [{"vkey": OURS.vkey, "first": 1, "last": len(w.rows)}]
     assert alone(tmp_path, tmp_path, "--key", THEIRS.vkey)[0] == 6
+    for words, said in (([], "whoever can write to this folder"), (["--key", OURS.vkey], "whoever has the key"), (["--checkpoint", tmp_path/"page.html"], None)):
+        told = alone(tmp_path, tmp_path, *words)[1] # What PASS does not say
+        assert told["verdict"] == "PASS" and ("note" not in told if said is None else said in told["note"])
     (tmp_path/"none.txt").write_text("no checkpoint here")
     for words in ([], [tmp_path/"nowhere"], [tmp_path, "--checkpoint", tmp_path/"none.txt"], [tmp_path, "--checkpoint", tmp_path/"gone"],
                   [tmp_path, "--key", "nonsense"], [tmp_path, "--dance"]):
@@ -588,6 +594,28 @@ def test_a_manifest_that_says_nothing_or_points_elsewhere_is_a_finding(tmp_path)
         assert [(f["damage"], f["seq"]) for f in audit(tmp_path)["findings"]] == [("malformed", 2)]
 
 
+def test_a_pipe_or_a_device_in_the_place_of_a_file_is_named_and_not_waited_for(tmp_path):
+    model, provenance = "a"*64, "b"*64
+    rows = rows_of([OURS.fact(), ("run.ended", {"model": model, "provenance": provenance})])
+    write(tmp_path/"ledger.db", rows, nodes_of(rows), heads_of(rows, [2]))
+    (tmp_path/"artifacts").mkdir()
+    os.mkfifo(tmp_path/"artifacts"/model)
+    (tmp_path/"artifacts"/provenance).symlink_to("/dev/zero")
+    done = subprocess.run([sys.executable, ALONE, tmp_path, "--json"], capture_output=True, text=True, timeout=20)
+    found = json.loads(done.stdout)["findings"]
+    assert [f["damage"] for f in found] == ["changed file"]*2 and all("no plain file" in f["what"] for f in found)
+
+
+NAMES = st.sampled_from(["model", "previous", "snapshot", "run", "x"])
+DIGESTS = st.sampled_from(["a"*64, "b"*64, "A"*64, "c"*63, ""])
+BODIES = st.dictionaries(NAMES, st.recursive(DIGESTS | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(NAMES, inner), max_leaves=12))
+
+
+@given(BODIES)
+def test_the_auditor_finds_the_files_that_the_house_finds(body):
+    assert {(digest, name) for name, digest in auditor.named_in(body)} == set(names(body))
+
+
 # --- What our own writer makes ---
 
 def test_notes_and_envelopes_of_the_house_pass_and_any_changed_byte_of_a_provenance_is_found(tmp_path):
@@ -625,6 +653,11 @@ def test_a_checkpoint_is_found_in_whatever_people_keep():
     assert auditor.find_checkpoints("x"*2_000_000 + "\n" + note) == [note] # In no time, however long the line
     for text in (note.replace("—", "-"), note[:40], note.replace("=\n\n", "\n\n"), ""):
         with pytest.raises(AuditError, match="no signed checkpoint"): check_ledger([], [], [], held=[text])
+    for text in (note[:-6] + "\n", note + note[:-6] + "\n"): # Cut short in the signature, alone or beside a whole one
+        assert auditor.find_checkpoints(text)
+        with pytest.raises(AuditError, match="damaged one"): check_ledger([], [], [], held=[text])
+    for vkey in ("abc", "abc+12345678+!!!", "", "a+b+c+d"):
+        with pytest.raises(AuditError, match="is no Ed25519 verifier key. Give it whole"): check_ledger([], [], [], trusted=[vkey])
 
 
 # --- A file that somebody else writes to, or wrote to ---
@@ -656,6 +689,29 @@ def test_a_copy_taken_in_the_middle_of_a_write_is_read_as_it_was_and_stays_as_it
     before = {name: (tmp_path/name).read_bytes() for name in ("ledger.db", f"ledger.db{beside}")}
     assert audit(tmp_path, [w.note])["verdict"] == "PASS"
     assert {name: (tmp_path/name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_an_audit_leaves_nothing_beside_a_database_at_rest(mode, tmp_path):
+    w = World(4)
+    write(tmp_path/"ledger.db", w.rows, nodes_of(w.rows), w.heads)
+    with closing(sqlite3.connect(tmp_path/"ledger.db")) as c: c.execute(f"PRAGMA journal_mode={mode}")
+    before = (tmp_path/"ledger.db").read_bytes()
+    assert audit(tmp_path, [w.note])["verdict"] == "PASS"
+    assert [p.name for p in tmp_path.iterdir()] == ["ledger.db"] and (tmp_path/"ledger.db").read_bytes() == before # No -shm of the auditor's, which the owner may not write
+
+
+def test_a_database_that_changes_while_it_is_copied_is_not_judged(tmp_path, monkeypatch):
+    w = World(4)
+    write(tmp_path/"ledger.db", w.rows, nodes_of(w.rows), w.heads)
+    with closing(sqlite3.connect(tmp_path/"ledger.db")) as c: c.execute("PRAGMA journal_mode=wal")
+    copy = shutil.copyfile
+
+    def meanwhile(here, there):
+        with closing(sqlite3.connect(tmp_path/"ledger.db")) as c: c.execute(f"CREATE TABLE more_{here.suffix[1:]} (x)")
+        return copy(here, there)
+    monkeypatch.setattr(shutil, "copyfile", meanwhile)
+    with pytest.raises(AuditError, match="being written to"): audit(tmp_path, [w.note])
 
 
 READ_ONLY = """

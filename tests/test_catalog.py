@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from conftest import undone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +19,13 @@ def open_all(address="sqlite://"):
     engine = database.open_database(address)
     catalog.create(engine, ledger.entries)
     return engine
+
+
+@pytest.fixture
+def opened(database_url):
+    engine = open_all(database_url)
+    yield engine
+    engine.dispose()
 
 
 def write(connection, kind, key, body, at="2013-06-01T00:00:00Z"):
@@ -75,9 +83,9 @@ def history(seed, length):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6), st.integers(0, 8), st.integers(0, 10**6))
-def test_made_again_from_the_ledger_every_row_is_the_same(new_database, seed, length, again):
-    engine, facts, rng = open_all(new_database()), history(seed, length), random.Random(again)
-    with engine.begin() as c:
+def test_made_again_from_the_ledger_every_row_is_the_same(opened, seed, length, again):
+    facts, rng = history(seed, length), random.Random(again)
+    with undone(opened) as c:
         for fact in facts: write(c, *fact)
         before, told = catalog.dump(c), ledger.entries(c)
         for fact in rng.sample(facts, len(facts)): write(c, *fact)           # Delivered again, in any order
@@ -87,14 +95,12 @@ def test_made_again_from_the_ledger_every_row_is_the_same(new_database, seed, le
         text = [[tuple(r) for r in c.execute(sa.text(f"SELECT * FROM {t} ORDER BY 1"))] for t in catalog.metadata.tables]
         catalog.rebuild(c, rng.sample(told, len(told)))                      # And from entries in any order: their numbers count
         assert [[tuple(r) for r in c.execute(sa.text(f"SELECT * FROM {t} ORDER BY 1"))] for t in catalog.metadata.tables] == text
-    engine.dispose()
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 10**6))
-def test_the_questions_agree_with_the_ledger(new_database, seed):
-    engine = open_all(new_database())
-    with engine.begin() as c:
+def test_the_questions_agree_with_the_ledger(opened, seed):
+    with undone(opened) as c:
         for fact in history(seed, 6): write(c, *fact)
         told = ledger.entries(c)
         crowned = [e for e in told if e.kind == "champion.set"]
@@ -112,7 +118,6 @@ def test_the_questions_agree_with_the_ledger(new_database, seed):
         assert catalog.last_cycle(c)["last"] == max(e.seq for e in told if e.kind == "cycle.ended")
         for name in state:
             assert catalog.find(c, name)["kind"] == "run" and catalog.run(c, name)["run"] == name
-    engine.dispose()
 
 
 def test_entry_and_rows_are_there_together_or_not_at_all(database_url):

@@ -1,6 +1,9 @@
 "Keys handed over, leaked, lost and interrupted; a witness that remembers; a checkpoint that other tools can check"
+import base64
+import contextlib
 import re
 import shutil
+import sqlite3
 import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -247,3 +250,62 @@ def test_a_control_character_in_a_name_is_refused_in_the_same_words_on_both_data
     with pytest.raises(UsageError, match=r"^(the key 'a\\x00b' of a `workbench.noted` is not plain text|'workbench\\x00noted' cannot be a name)"): book.append(kind, key, {}, NOW)
     assert book.ask(ledger.entries) == [] and not book.key_path.exists()
     book.engine.dispose()
+
+
+def test_one_of_a_thing_is_told_in_the_singular(book, tmp_path):
+    lines = auditor.told_to_people(verify(book.root, [custody.checkpoint(book)]))
+    assert ", 1 checkpoint, " in lines and lines.startswith("PASS: 6 entries, ") and "1 checkpoints" not in lines
+    furnish(tmp_path/"young", "toy")
+    young = open_workbench(tmp_path/"young")
+    with young.writing(NOW) as pen: pen.vouch()                              # Its key, and nothing else
+    said = auditor.told_to_people(verify(young.root, [custody.checkpoint(young)]))
+    assert said.startswith("PASS: 1 entry, 1 head, 1 signature, 1 checkpoint, 1 vouched")
+    with pytest.raises(UsageError, match="The ledger has 1 entry[.]"): custody.proof(young, 2)
+
+
+# --- Nobody gets a forged past signed by writing to the database alone ---
+
+def forged(root, heads):
+    "One body changed, all hashes made again, and the heads that the forger would like"
+    book = open_workbench(root)
+    book.engine.dispose()
+    with contextlib.closing(sqlite3.connect(book.store/"ledger.db", isolation_level=None)) as c:
+        triggers = c.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").fetchall()
+        for name, _ in triggers: c.execute(f"DROP TRIGGER {name}")
+        tree = auditor.Tree()
+        c.execute("DELETE FROM nodes")
+        for seq, kind, key, at, body in c.execute("SELECT seq, kind, key, at, body FROM entries ORDER BY seq").fetchall():
+            body = body.replace('"loss":1', '"loss":9')
+            leaf = auditor.leaf_hash(auditor.entry_bytes(seq, kind, key, at, body))
+            c.execute("UPDATE entries SET body = ?, leaf = ? WHERE seq = ?", (body, leaf.hex(), seq))
+            for level, number, node in tree.add(leaf): c.execute("INSERT INTO nodes VALUES (?, ?, ?)", (level, number, node.hex()))
+        heads(c, tree.root())
+        for _, sql in triggers: c.execute(sql)
+
+
+def put_a_root_under_the_old_signature(c, root):
+    size, note = c.execute("SELECT size, note FROM heads ORDER BY size DESC LIMIT 1").fetchone()
+    lines = note.split("\n")
+    c.execute("UPDATE heads SET note = ? WHERE size = ?", ("\n".join([lines[0], lines[1], base64.b64encode(root).decode(), *lines[3:]]), size))
+
+
+def drop_all_heads_but_the_first(c, root): c.execute("DELETE FROM heads WHERE size > (SELECT MIN(size) FROM heads)")
+
+
+@pytest.mark.parametrize("heads", [put_a_root_under_the_old_signature, drop_all_heads_but_the_first])
+def test_a_forged_past_is_not_signed_by_the_next_entry(tmp_path, heads):
+    furnish(tmp_path, "toy")
+    book = open_workbench(tmp_path)
+    for i in range(5): book.append("note.made", f"note:{i}", {"loss": i}, datetime(2013, 6, 1, tzinfo=UTC))
+    forged(tmp_path, heads)
+    book = open_workbench(tmp_path)
+    before = book.ask(ledger.last_head)
+    with pytest.raises(VerificationError, match="newest signed head"): book.append("note.made", "next", {"loss": 7}, datetime(2013, 6, 2, tzinfo=UTC))
+    assert book.ask(ledger.last_head) == before and auditor.audit(tmp_path)["verdict"] == "FAIL"
+
+
+def test_verifying_a_database_in_wal_mode_leaves_nothing_beside_it(book):
+    book.engine.dispose()
+    with contextlib.closing(sqlite3.connect(book.store/"ledger.db")) as c: c.execute("PRAGMA journal_mode = wal")
+    before = {p.name: p.read_bytes() for p in book.store.iterdir() if p.is_file()}
+    assert verify(book.root)["verdict"] == "PASS" and {p.name: p.read_bytes() for p in book.store.iterdir() if p.is_file()} == before

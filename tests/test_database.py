@@ -2,6 +2,7 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,27 @@ def test_4_processes_that_open_a_new_database_at_once_make_it_once(database_url)
     engine.dispose()
 
 
+def test_who_opens_a_new_database_waits_for_whoever_is_making_it(database_url):
+    other = sa.create_engine(database_url)
+    making = "BEGIN IMMEDIATE" if database_url.startswith("sqlite") else "SELECT pg_advisory_xact_lock(hashtext('retrain_nb'))"
+    with ThreadPoolExecutor(1) as pool, other.connect() as c:
+        c.exec_driver_sql(making)
+        opened = pool.submit(open_database, database_url)
+        assert not wait([opened], timeout=1).done
+        c.rollback()
+        opened.result(20).dispose()
+    other.dispose()
+
+
+def test_a_server_that_would_acknowledge_too_early_is_told_otherwise(database_url):
+    if database_url.startswith("sqlite"): pytest.skip("SQLite has no such server")
+    other = sa.create_engine(database_url, isolation_level="AUTOCOMMIT")
+    with other.connect() as c: c.exec_driver_sql(f"ALTER DATABASE {c.exec_driver_sql('SELECT current_database()').scalar()} SET synchronous_commit=off")
+    engine = open_database(database_url)
+    with reading(engine) as c: assert c.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+    for e in (engine, other): e.dispose()
+
+
 LOADED = "import sys; from retrain_nb.stores.database import open_database; open_database(sys.argv[1]); print('alembic' in sys.modules)"
 
 
@@ -184,7 +206,9 @@ def test_what_is_no_database_is_named(tmp_path):
     with pytest.raises(VerificationError, match="damaged or is no database"): open_database(f"sqlite:///{tmp_path}/ledger.db")
 
 
-@pytest.mark.parametrize(("url", "said"), [("mysql://u:secret@h/d", "neither"), ("sqlite+aiosqlite:///x.db", "neither"), ("u:secret@h", "no database address")])
+@pytest.mark.parametrize(("url", "said"), [
+    ("mysql://u:secret@h/d", "neither"), ("sqlite+aiosqlite:///x.db", "neither"), ("u:secret@h", "no database address"), ("mysql://u:secret:2@h/d", "neither"),
+    ("mysql://u:my/secret@h/d", "neither"), ("mysql://u:my@secret@h/d", "neither"), ("mysql://h/d?password=secret", "neither"), ("u:secret\n@h", "no database address")])
 def test_an_address_that_is_none_of_ours_is_refused_without_its_password(url, said):
     with pytest.raises(UsageError, match=said) as e: open_database(url)
     assert "secret" not in str(e.value)

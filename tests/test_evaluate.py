@@ -11,25 +11,24 @@ from scipy.special import ndtr
 
 from retrain_nb.records import DataError, as_json, from_json
 from retrain_nb.stages.evaluate import (
-    METRICS,
     Evaluation,
     base_rate,
     cox,
     delong,
     estimate,
     evaluate,
-    influence,
-    log_losses,
     logistic,
-    placements,
     reliability,
     spread,
     squared_error,
+    wilson,
 )
+from retrain_nb.tasks import TASKS, influence, log_losses, placements
 
 ANSWERS = Path(__file__).parent/"known_answers"
 DELONG = json.loads((ANSWERS/"delong.json").read_text())
 CALIBRATION = json.loads((ANSWERS/"calibration.json").read_text())
+METRICS = TASKS["binary"].metrics
 sigmoid = lambda x: 1/(1 + np.exp(-x))
 
 
@@ -115,8 +114,22 @@ def test_calibration_gives_the_known_answers():
 
 
 def test_wilson_interval_gives_the_textbook_value():
-    (b,) = reliability(np.repeat([1.0, 0.0], [7, 3]), np.full(10, 0.5), 0.95) # Brown, Cai and DasGupta (2001)
-    assert (b.n, b.rate) == (10, 0.7) and (b.low, b.high) == pytest.approx((0.39678, 0.89221), abs=1e-5)
+    assert wilson(0.7, 10, 1.959964) == pytest.approx((0.39678, 0.89221), abs=1e-5) # Brown, Cai and DasGupta (2001)
+
+
+def test_the_reliability_curve_counts_days_and_not_rows():
+    rng, trials, held = np.random.default_rng(4), 300, np.zeros(2)
+    day = np.repeat(np.arange(20), 100)
+    for _ in range(trials):
+        y, p = (rng.random(2000) < rng.beta(3, 7, 20)[day]).astype(float), rng.random(2000) # Every group has the same true rate, 0.3
+        bins = reliability(y, p, day, 0.9)
+        naive = [wilson(b.rate, b.n, 1.645) for b in bins]
+        held += np.mean([b.low <= 0.3 <= b.high for b in bins]), np.mean([low <= 0.3 <= high for low, high in naive])
+    assert 0.87 < held[0]/trials < 0.94 and held[1]/trials < 0.8
+    few = reliability(np.zeros(30), np.full(30, 0.1), np.repeat([0, 1, 2], 10), 0.9)[0] # Thirty rows on three days without a single one
+    assert (few.n, few.rate, few.low) == (30, 0.0, 0.0) and few.high > 0.6
+    alone = reliability(np.repeat([0.0, 1.0], 5), np.full(10, 0.5), np.zeros(10, dtype=int), 0.9)[0]
+    assert (alone.low, alone.high) == (0.0, 1.0)
 
 
 def test_a_calibrated_model_has_no_squared_error_on_average():

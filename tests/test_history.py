@@ -104,14 +104,8 @@ def test_a_whole_name_wins_over_the_beginning_of_another(fresh):
 
 # --- Through the command line, on a workbench with a real first cycle ---
 
-@pytest.fixture(scope="module")
-def parcels(tmp_path_factory):
-    root = tmp_path_factory.mktemp("lineage")/"parcels"
-    assert main(["init", str(root), "--demo", "toy"]) == 0
-    text = (root/"settings.ini").read_text().replace("mode = offline", "mode = disabled")
-    (root/"settings.ini").write_text(text + "\n[run]\nprofile_rows = 0\n")
-    assert main(["cycle", "--now", "2024-03-01", "--root", str(root)]) == 0
-    return root
+@pytest.fixture
+def parcels(first_night): return first_night
 
 
 def call(capsys, root, *words):

@@ -70,7 +70,8 @@ def imported(text, room): # -> every dotted name it imports anywhere, functions 
 
 
 def rooms_imported(text, room, rooms): # -> the rooms among these names: `records.Verdict` is `records`
-    return {r for r in rooms for name in imported(text, room) if f"{name}.".startswith(f"{r}.")}
+    names = imported(text, room)
+    return {r for r in rooms for name in names if f"{name}.".startswith(f"{r}.")}
 
 
 def height(room, text): # -> (floor, place on it): strangers share one place, elsewhere the notebooks' numbers give the order

@@ -20,13 +20,7 @@ ARGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--
 
 
 @pytest.fixture(scope="module")
-def parcels(tmp_path_factory):
-    root = tmp_path_factory.mktemp("lab")/"parcels"
-    assert main(["init", str(root), "--demo", "toy"]) == 0
-    path = root/"settings.ini"
-    path.write_text(path.read_text().replace("mode = offline", "mode = disabled") + "\n[run]\nprofile_rows = 0\n")
-    assert main(["cycle", "--now", "2024-03-01", "--root", str(root)]) == 0
-    return root
+def parcels(first_night, tmp_path_factory): return Path(shutil.copytree(first_night, tmp_path_factory.mktemp("lab")/"parcels"))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -33,17 +34,9 @@ def made(folder):
     return folder
 
 
-@pytest.fixture(scope="module")
-def first(tmp_path_factory):
-    "A workbench after its first cycle; tests that change it take a copy"
-    root = made(tmp_path_factory.mktemp("first")/"parcels")
-    assert main(["cycle", "--now", MARCH, "--root", str(root)]) == 0
-    return root
-
-
 @pytest.fixture
-def parcels(first, tmp_path):
-    return Path(shutil.copytree(first, tmp_path/"parcels"))
+def parcels(first_night, tmp_path):
+    return Path(shutil.copytree(first_night, tmp_path/"parcels"))
 
 
 def change(root, name, before, after):
@@ -53,14 +46,14 @@ def change(root, name, before, after):
     path.write_text(text.replace(before, after))
 
 
-def test_the_first_cycle_makes_a_champion_and_says_on_what_evidence(first, capsys):
-    code, now = call(capsys, first, "status")
+def test_the_first_cycle_makes_a_champion_and_says_on_what_evidence(first_night, capsys):
+    code, now = call(capsys, first_night, "status")
     champion = now["champion"]
     assert code == 0 and champion["decision"] == "bootstrap" and champion["since"] == f"{MARCH}T00:00:00Z"
     assert re.fullmatch("[0-9a-f]{64}", champion["model"]) and re.fullmatch("[0-9a-f]{64}", champion["snapshot"])
     assert now["last_cycle"]["verdict"] == "PASS" and now["last_cycle"]["run"] == champion["run"]
     assert any(leaf["name"] for leaf in now["last_cycle"]["reasons"])
-    assert (first/now["report"]).is_file() and Path(now["reports"]).is_file()
+    assert (first_night/now["report"]).is_file() and Path(now["reports"]).is_file()
 
 
 def test_the_same_cycle_again_adds_nothing(parcels, capsys):
@@ -102,17 +95,36 @@ def test_a_champion_that_learned_from_the_test_rows_is_no_fair_rival(parcels, ca
     assert done[0] == 4 and "no news to it" in done[1]["verdict"]["reason"]
 
 
+def test_a_champion_that_answers_another_question_is_no_rival(parcels, capsys):
+    (parcels/"asks.py").write_text("from retrain_nb.demo import toy\nview = toy.view\ndef rows(): return toy.rows().assign(heavy=lambda f: (f.load > 1.2).astype(float))\n")
+    change(parcels, "settings.ini", "retrain_nb.demo.toy:rows", "asks:rows")
+    change(parcels, "settings.ini", "label = late", "label = heavy")
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"]) == (4, "kept") and "`champion for late`, which no gate knows" in done["reasons"][0]["reason"]
+
+
+def test_a_page_that_does_not_ask_whether_the_rows_are_new_to_the_champion_passes_nothing(parcels, capsys):
+    change(parcels, "nbs/runs/retrain.ipynb", "sane, fair], run.gates", "sane], run.gates")
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"]) == (4, "kept") and "unspoiled: this check was not made" in done["reasons"][0]["reason"]
+
+
 def test_without_leave_no_first_model_serves(tmp_path, capsys):
     root = made(tmp_path/"asks")
     change(root, "settings.ini", "bootstrap = gated", "bootstrap = refuse")
     code, done = call(capsys, root, "cycle", "--now", MARCH)
     assert (code, done["verdict"], done["did"], done["champion"]) == (4, "INSUFFICIENT", "kept", "")
     assert "without a person" in done["reasons"][0]["reason"]
+    reports, page = root/"reports", (root/"reports"/"index.html").read_text()
+    assert re.findall(r'class="pill [^>]*>(\w+)<', page) == ["INSUFFICIENT"] # As its report says, and not the PASS of its gates
+    for file in (reports/"index.html", reports/done["run"]/"report.html"):
+        assert [href for href in re.findall(r'href="([^"#:]+)"', file.read_text()) if not (file.parent/href).exists()] == []
 
 
 def test_a_breach_of_contract_exits_3_and_shows_the_rows(parcels, capsys):
     old = call(capsys, parcels, "status")[1]["champion"]
     change(parcels, "contract.toml", "max = 20.0", "max = 2.0")
+    change(parcels, "contract.toml", 'version = "1.0"', 'version = "2.0"')
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)
     assert (code, done["verdict"], done["did"]) == (3, "FAIL", "kept")
     assert "load" in done["reasons"][0]["reason"]
@@ -154,10 +166,34 @@ def test_no_row_before_the_moment_says_when_the_first_one_is(tmp_path, capsys):
 
 def test_one_class_of_label_is_insufficient(tmp_path, capsys):
     root = made(tmp_path/"calm")
-    (root/"calm.py").write_text("from retrain_nb.demo import toy\nview = toy.view\ndef rows(): return toy.rows().assign(late=0.0)\n")
-    change(root, "settings.ini", "retrain_nb.demo.toy:rows", "calm:rows")
+    feed(root, "calm", "0.0")
     code, done = call(capsys, root, "cycle", "--now", MARCH)
     assert (code, done["verdict"]) == (4, "INSUFFICIENT")
+
+
+def feed(root, name, late):
+    (root/f"{name}.py").write_text(f"from retrain_nb.demo import toy\nview = toy.view\ndef rows(): return toy.rows().assign(late={late})\n")
+    change(root, "settings.ini", "retrain_nb.demo.toy:rows", f"{name}:rows")
+
+
+def test_no_label_at_all_is_insufficient_and_no_crash(tmp_path, capsys):
+    root = made(tmp_path/"mute")
+    feed(root, "mute", "float('nan')")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert (code, done["verdict"], done["did"]) == (4, "INSUFFICIENT", "kept") and "0 rows with a label" in done["cause"]
+
+
+def test_a_label_of_text_is_refused_by_name_and_not_repeated(tmp_path, capsys):
+    root = made(tmp_path/"wordy")
+    feed(root, "wordy", "'grace@example.org'")
+    code, done = call(capsys, root, "cycle", "--now", MARCH)
+    assert code == 3 and "`late`" in done["cause"] and "grace" not in json.dumps(done)
+
+
+def test_a_margin_of_nothing_can_be_held_and_drawn(parcels, capsys):
+    change(parcels, "settings.ini", "margins = log_loss 0.02", "margins = log_loss 0")
+    done = call(capsys, parcels, "cycle", "--now", APRIL)[1]
+    assert done["state"] == "ok" and done["did"] in ("kept", "refresh")
 
 
 @pytest.mark.parametrize("line, word", [("def rows(): return toy.rows().drop(columns='depot')", "depot"), ("def rows(): return toy.rows().assign(load='heavy')", "load")])
@@ -176,11 +212,11 @@ def test_a_label_column_that_is_not_there_is_named_with_its_neighbour(tmp_path, 
     assert code == 3 and "`late`" in done["cure"]
 
 
-def edit_page(root, cell):
-    "Put a line of code before the training of the page"
+def edit_page(root, cell, where="booster = train(", after=False):
+    "Put a line of code before, or after, a cell of the page, ordinarily its training"
     path = root/"nbs"/"runs"/"retrain.ipynb"
     nb = json.loads(path.read_text())
-    at = next(i for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code" and "booster = train(" in "".join(c["source"]))
+    at = next(i for i, c in enumerate(nb["cells"]) if c["cell_type"] == "code" and where in "".join(c["source"])) + after
     nb["cells"].insert(at, {"cell_type": "code", "execution_count": None, "id": "deadbeef", "metadata": {}, "outputs": [], "source": [cell]})
     path.write_text(json.dumps(nb))
 
@@ -199,10 +235,30 @@ def test_a_run_that_breaks_is_recorded_as_broken_and_changes_nothing(parcels, ca
     assert call(capsys, parcels, "cycle", "--now", APRIL)[1]["state"] == "ok"
 
 
+def test_a_page_that_stops_on_purpose_after_its_record_promotes_nobody(parcels, capsys):
+    old = call(capsys, parcels, "status")[1]["champion"]
+    edit_page(parcels, "from retrain_nb.records import combine; run.require(combine('late check', []))", "run.finish(", after=True)
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["verdict"], done["did"], done["state"]) == (4, "INSUFFICIENT", "kept", "failed")
+    assert call(capsys, parcels, "status")[1]["champion"] == old
+    assert json.loads((parcels/"reports"/done["run"]/"record.json").read_text())["verdict"]["outcome"] == "PASS" # What it must not be believed
+
+
+@pytest.mark.parametrize("line, word", [("seed = 9", "seed"), ("champion = ''", "champion"), ("as_of = '2024-03-21'", "as_of")])
+def test_a_page_that_works_by_another_recipe_than_was_planned_decides_nothing(parcels, capsys, line, word):
+    old = call(capsys, parcels, "status")[1]["champion"]
+    edit_page(parcels, line, "book = open_workbench(")
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"], done["state"]) == (1, "interrupted", "failed")
+    assert "another recipe" in done["cause"] and word in done["cause"].split(" in ")[1]
+    assert call(capsys, parcels, "status")[1]["champion"] == old
+    assert call(capsys, parcels, "show", done["run"])[1]["model"] in ("", None)
+
+
 def test_a_score_that_is_nan_fails_the_sanity_gate(parcels, capsys):
     path = parcels/"nbs"/"runs"/"retrain.ipynb"
     nb = json.loads(path.read_text())
-    for cell in nb["cells"]: cell["source"] = ["".join(cell["source"]).replace("predict(booster, unfamiliar)", "predict(booster, unfamiliar)*float('nan')")]
+    for cell in nb["cells"]: cell["source"] = ["".join(cell["source"]).replace("predict(booster, unfamiliar, classes)", "predict(booster, unfamiliar, classes)*float('nan')")]
     path.write_text(json.dumps(nb))
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)
     assert (code, done["verdict"], done["did"]) == (3, "FAIL", "kept")
@@ -231,6 +287,36 @@ def test_a_cycle_killed_between_run_and_decision_is_carried_on(parcels, capsys, 
     assert len(call(capsys, parcels, "status")[1]["runs"]) == runs
 
 
+def test_a_decision_and_the_end_of_its_cycle_are_written_together_or_not_at_all(parcels, capsys, monkeypatch):
+    from retrain_nb.services import workbench
+    old, real = call(capsys, parcels, "status")[1]["champion"], workbench._Pen.enter
+    def enter(pen, kind, key, body):
+        if kind == "cycle.ended": raise KeyboardInterrupt
+        return real(pen, kind, key, body)
+    monkeypatch.setattr(workbench._Pen, "enter", enter)
+    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
+    monkeypatch.undo()
+    assert call(capsys, parcels, "status")[1]["champion"] == old
+    done = call(capsys, parcels, "cycle", "--now", APRIL)[1]
+    assert done["did"] == "refresh" and (parcels/done["report"]).is_file()
+
+
+@pytest.mark.parametrize("next_turn", [APRIL, "2024-03-23"])
+def test_a_cycle_killed_between_its_decision_and_its_report_is_carried_on(parcels, capsys, monkeypatch, next_turn):
+    import retrain_nb.loop.cycle as room
+    monkeypatch.setattr(room, "publish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
+    monkeypatch.undo()
+    run = call(capsys, parcels, "status")[1]["champion"]["run"]
+    assert not (parcels/"reports"/run/"report.html").exists()
+    call(capsys, parcels, "cycle", "--now", next_turn)
+    assert "serves from now on, in place of" in (parcels/"reports"/run/"report.html").read_text()
+    assert run in (parcels/"reports"/"index.html").read_text()
+    before = entries(parcels)
+    call(capsys, parcels, "cycle", "--now", next_turn)
+    assert entries(parcels) == before
+
+
 def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys):
     from datetime import UTC, datetime
     book = open_workbench(parcels)
@@ -239,6 +325,7 @@ def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys)
     book.append("run.started", "retrain-dead:started", {"run": "retrain-dead", "attempt": 1, "pid": 1, "host": "x", "lease_until": "2024-01-01T00:00:00Z"}, now)
     call(capsys, parcels, "cycle", "--now", APRIL)
     assert call(capsys, parcels, "show", "retrain-dead")[1]["state"] == "lost"
+    assert "without a word" in (parcels/"reports"/"retrain-dead"/"report.html").read_text()
 
 
 def test_a_second_cycle_leaves_at_once_while_the_first_holds_the_lock(parcels, capsys):
@@ -289,3 +376,13 @@ def test_show_finds_by_the_first_digits_and_refuses_what_is_not_there(parcels, c
     assert call(capsys, parcels, "show", champion["model"][:12])[0] == 0
     assert call(capsys, parcels, "show", champion["run"])[1]["model"] == champion["model"]
     assert call(capsys, parcels, "show", "ffffffffffff")[0] == 2
+
+
+@pytest.mark.parametrize("damage", ["UPDATE runs SET verdict = '{'", "ALTER TABLE runs DROP COLUMN cause", "DROP TABLE refusals", "UPDATE runs SET outcome = 'FAIL'",
+                                    "DELETE FROM champions", "INSERT INTO cycles (cycle, seq, last) VALUES ('cycle-forged', 1, 1)"])
+def test_a_damaged_view_is_named_even_where_it_cannot_be_read(parcels, capsys, damage):
+    assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
+    with sqlite3.connect(parcels/".retrain"/"ledger.db") as connection: connection.execute(damage)
+    connection.close()
+    code, done = call(capsys, parcels, "verify")
+    assert (code, done["verdict"], done["first_bad"]["damage"]) == (6, "FAIL", "changed view")

@@ -89,7 +89,7 @@ def test_a_type_is_counted_in_bytes():
 def test_a_witness_may_sign_as_well_and_unknown_keys_are_ignored():
     assert [check_note(COSIGNED, [key]) for key in VKEYS] == [(TEXT, key) for key in VKEYS]
     assert check_note(COSIGNED, [vkey("example.com/other", STRANGE), VKEYS[1]]) == (TEXT, VKEYS[1])
-    with pytest.raises(VerificationError, match="by none of the 1 keys"): check_note(COSIGNED, [vkey("example.com/other", STRANGE)])
+    with pytest.raises(VerificationError, match="by none of the keys"): check_note(COSIGNED, [vkey("example.com/other", STRANGE)])
     assert check_note(NOTE + NOTE.splitlines()[-1] + "\n", VKEYS) == (TEXT, VKEYS[0]) # Said twice
 
 
@@ -218,7 +218,7 @@ def test_a_proof_file_holds_all_that_is_needed():
             checkpoint = parse_checkpoint(check_note(signed, VKEYS)[0])
             assert check_inclusion(leaves[i], index, checkpoint.size, proof, checkpoint.root)
     assert parse_tlog_proof(tlog_proof(0, [], note)) == (0, [], note)
-    for spoil in (("proof@v1", "proof@v2"), ("index 10", "index 010"), ("index 10\n", ""), ("=\n", "\n"), ("\n\n", "\n"), ("index 10\n", "index 10\nAAAA\n"), (note, "")):
+    for spoil in (("=\n", "= ", 1), ("proof@v1", "proof@v2"), ("index 10", "index 010"), ("index 10\n", ""), ("=\n", "\n"), ("\n\n", "\n"), ("index 10\n", "index 10\nAAAA\n"), (note, "")):
         with pytest.raises(VerificationError, match="no proof file"): parse_tlog_proof(file.replace(*spoil))
 
 
@@ -312,7 +312,7 @@ def test_the_id_of_a_key_is_never_trusted():
     [signature] = ENVELOPE["signatures"]
     for lie in ({"keyid": fingerprint(STRANGE)}, {"keyid": None}, {"keyid": ""}):
         assert check_envelope(ENVELOPE | {"signatures": [signature | lie]}, [PUBLIC])[1] == b'{"model": "5f"}'
-        with pytest.raises(VerificationError, match="none of the 1"): check_envelope(ENVELOPE | {"signatures": [signature | lie]}, [STRANGE])
+        with pytest.raises(VerificationError, match="none of its signatures"): check_envelope(ENVELOPE | {"signatures": [signature | lie]}, [STRANGE])
     no_id = {"sig": signature["sig"]}
     assert check_envelope(ENVELOPE | {"signatures": [{"sig": base64.b64encode(bytes(64)).decode()}, no_id]}, [STRANGE, PUBLIC])
     with pytest.raises(UsageError, match="no key to check"): check_envelope(ENVELOPE, [])
@@ -339,7 +339,7 @@ def test_what_is_no_envelope_is_refused(envelope):
 @pytest.mark.parametrize("change", [{"payloadType": "application/vnd.in-toto+jsoN"}, {"payload": base64.b64encode(b'{"model": "5e"}').decode()},
                                     {"signatures": [{"sig": ""}]}, {"signatures": [{"sig": SIG[:4]}]}])
 def test_a_changed_envelope_is_found(change):
-    with pytest.raises(VerificationError, match="none of the 1 signatures"): check_envelope(ENVELOPE | change, [PUBLIC])
+    with pytest.raises(VerificationError, match="none of its signatures"): check_envelope(ENVELOPE | change, [PUBLIC])
 
 
 def test_a_key_of_the_wrong_length_is_the_callers_mistake():

@@ -109,6 +109,31 @@ def test_a_repository_that_git_cannot_read_is_no_clean_tree(tree):
     with pytest.raises(RetrainError, match="has no answer"): origin.repository(tree)
 
 
+def refused(root, said):
+    with pytest.raises(RetrainError, match=f"has no answer.*{said}"): origin.repository(root)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_repository_of_another_user_is_not_taken_for_none(tree):
+    for path in (tree, *tree.rglob("*")): os.chown(path, 12345, -1, follow_symlinks=False)
+    refused(tree, "dubious ownership")
+
+
+def test_a_damaged_repository_or_one_without_git_is_not_taken_for_none(tree, monkeypatch):
+    head = (tree/".git"/"HEAD").read_bytes()
+    (tree/".git"/"HEAD").write_bytes(b"garbage")
+    for folder in (tree, tree/"airline"): refused(folder, "not a git repository")
+    (tree/".git"/"HEAD").write_bytes(head)
+    monkeypatch.setenv("PATH", "/nowhere")
+    refused(tree, "git")
+
+
+def test_without_a_commit_there_is_none(tmp_path):
+    git(tmp_path, "init", "-q")
+    (tmp_path/"feed.py").write_text("days = 90\n")
+    assert origin.repository(tmp_path) == ("", "", b"")
+
+
 def test_modules_are_followed_through_functions_and_packages_and_round_in_circles(tmp_path):
     for name, text in {"a.py": "def f():\n    import b.deep\n", "b/__init__.py": "", "b/deep.py": "from . import other\nimport a", "b/other.py": "from c import x",
                        "c.py": "x = (", "unused.py": "", "retrain_nb/__init__.py": ""}.items():

@@ -30,11 +30,21 @@ def test_a_page_has_one_parameters_cell(page: str, words: str) -> None:
     with pytest.raises(UsageError, match=words): read_parameters(PAGES/f"{page}.ipynb")
 
 
-@pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"cells": 3}', '{"cells": [{"source": 1}]}', '{"cells": [3]}'])
+@pytest.mark.parametrize("text", ["", "no json", "[]", "{}", '{"cells": 3}', '{"cells": [{"source": 1}]}', '{"cells": [3]}',
+                                  '{"cells": [{"source": "", "metadata": {}}]}'])
 def test_what_is_no_notebook_is_refused(tmp_path: Path, text: str) -> None:
     page = tmp_path/"page.ipynb"
     page.write_text(text)
-    with pytest.raises(UsageError, match="is not a notebook"): read_parameters(page)
+    for read in (read_parameters, page_code):
+        with pytest.raises(UsageError, match="is not a notebook"): read(page)
+
+
+@pytest.mark.parametrize("source", ["x:str = {[]}", "x:str = {[]: 1}", "x:str = '\0'", "x:int = " + "-"*100_000 + "1", "x:int = " + "+".join("1"*5000)],
+                         ids=["set", "dict", "nul", "signs", "sum"])
+def test_a_default_that_python_itself_stumbles_over_is_refused(tmp_path: Path, source: str) -> None:
+    page = tmp_path/"page.ipynb"
+    page.write_text(json.dumps({"cells": [{"cell_type": "code", "source": source, "metadata": {"tags": ["parameters"]}}]}))
+    with pytest.raises(UsageError, match=r"parameters cell(, line 1)?: .*Write each parameter as"): read_parameters(page)
 
 
 def test_declarations_are_read_as_python_reads_them() -> None:

@@ -149,6 +149,15 @@ def test_a_value_planted_in_a_column_is_nowhere_but_in_the_snapshot(parcels, cap
     assert (code, done["did"]) == (0, "bootstrap") and places(parcels) == []
 
 
+def test_a_run_that_breaks_before_it_was_asked_for_personal_data_shows_none_either(parcels, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(parcels))
+    path = parcels/"nbs"/"runs"/"retrain.ipynb"
+    path.write_text(path.read_text().replace('"frame = run.read()', '"frame = run.read(); 1/0'))
+    code, done = cycle(parcels, capsys)
+    assert (code, done["did"], done["state"]) == (1, "interrupted", "failed") and places(parcels) == []
+    assert "depot" in (parcels/"reports"/done["run"]/"profile.html").read_text()
+
+
 def test_a_view_sees_no_personal_column_unless_a_person_granted_it(parcels, monkeypatch):
     from retrain_nb.services.session import open_session
     from retrain_nb.services.workbench import open_workbench

@@ -13,14 +13,17 @@ BIN = Path(sys.executable).parent
 
 
 def shown():
-    "The `retrain-nb` commands of the README's shell blocks, in order"
+    "The `retrain-nb` commands of the README's shell blocks, in order, and what makes a file for them"
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT/"README.md").read_text(), re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [shlex.split(line) for line in lines if line.startswith("retrain-nb ")]
+    return [["sh", "-c", line] if line.startswith("printf ") else shlex.split(line) for line in lines if line.startswith(("retrain-nb ", "printf ")) and line != "retrain-nb serve"]
+
+
+CODES = {"landed.csv": 3} # One of its rows is refused, on purpose
 
 
 def run(words, cwd):
-    return subprocess.run([str(BIN/words[0]), *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run([str(BIN/words[0]) if words[0] != "sh" else "sh", *words[1:]], cwd=cwd, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def test_every_command_of_the_readme_runs_in_its_order(flights):
     assert len(shown()) >= 5
     for words in shown():
         done = run(words, flights)
-        assert done.returncode == 0, f"{' '.join(words)}:\n{done.stdout}{done.stderr}"
+        assert done.returncode == (CODES.get(words[2], 0) if words[1] == "ingest" else 0), f"{' '.join(words)}:\n{done.stdout}{done.stderr}"
 
 
 def test_the_readme_comes_from_its_notebook():

@@ -158,6 +158,26 @@ def test_a_failed_run_shows_its_state_and_cause_first_and_its_broken_cell(tmp_pa
     assert soup.select_one(".word").text == "FAILED" and "dest" in soup.select_one(".verdict").text
     assert soup.select_one(soup.select_one(".verdict a")["href"]).select_one(".error b").text == "DataError" and "\x1b" not in made
 
+def test_a_cause_is_said_once(tmp_path):
+    verdict = {**PASS, "outcome": "INSUFFICIENT", "reason": "the run failed: no seat is left", "parts": []}
+    head = {**HEAD, "state": "failed", "cause": "no seat is left", "verdict": None, "decision": {"sentence": "No decision, as the run failed.", "verdict": verdict}}
+    told = BeautifulSoup(report(None, head, tmp_path/"r.html").read_text(), "html.parser").select_one(".verdict").text
+    assert told.count("no seat is left") == 1
+
+def test_what_passed_is_folded_away_where_there_is_something_to_look_at(tmp_path):
+    leaf = lambda name, outcome, interval=None: {**PASS, "name": name, "outcome": outcome, "interval": interval, "parts": []}
+    parts = [leaf("rows", "PASS"), leaf("auc", "PASS", [0, 1]), leaf("days", "FAIL"), leaf("key", "PASS")]
+    soup = BeautifulSoup(report(None, {**HEAD, "verdict": {**PASS, "parts": parts}, "decision": {}}, tmp_path/"r.html").read_text(), "html.parser")
+    folded = [row.find_all("td")[1].text for row in soup.select("details tr")]
+    assert folded == ["rows", "key"] and soup.select_one("details summary").text == "2 more checks passed"
+    assert [b.text for b in soup.select("table.full:not(.tight) b")] == ["days", "auc"]
+
+def test_the_index_says_how_much_it_shows(tmp_path, monkeypatch):
+    monkeypatch.setattr(render, "MOST", 3)
+    rows = [{"run": f"r{i}", "state": "ok"} for i in range(4)]
+    shown = [index(rows[:n], tmp_path/"index.html").read_text() for n in (3, 4)]
+    assert [(" 3 runs, newest first" in f" {t}".replace(">", "> "), "the newest 3 runs" in t, "r3" in t) for t in shown] == [(True, False, False), (True, True, False)]
+
 @pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b'{"cells": 3}', b'{"cells": [3]}'])
 def test_a_run_without_a_readable_notebook_still_gets_a_report(tmp_path, content):
     path = tmp_path/"page.ipynb"

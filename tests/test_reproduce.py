@@ -1,16 +1,19 @@
 """Runs recorded on the toy stream, run again; then one thing is changed at a time, and it must be the first that is named."""
 import hashlib
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
 
 import pytest
 
+import retrain_nb.loop.reproduce as room
 from retrain_nb.digest import canonical, digest
 from retrain_nb.faces.cli import main
 from retrain_nb.loop.reproduce import find_run, model_gap, module_path, recorded, reproduce
 from retrain_nb.records import UsageError, VerificationError
+from retrain_nb.services.execute import execute
 from retrain_nb.services.workbench import open_workbench
 from retrain_nb.stores import ledger
 
@@ -45,6 +48,25 @@ def made(tmp_path_factory):
     (root/"weather.py").write_text(WEATHER)
     assert main(["cycle", "--now", MARCH, "--root", str(root)]) == 0
     return root
+
+
+@pytest.fixture(scope="module")
+def shelf_of_runs(tmp_path_factory): return tmp_path_factory.mktemp("runs"), {}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_run_twice(shelf_of_runs, monkeypatch):
+    "What was run before, in the same environment and from the same files to the last byte, is not run again: what it left then is laid out"
+    folder, known = shelf_of_runs
+    def remembering(page, parameters, out, cwd, limit, on_event):
+        surroundings = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+        given = digest(canonical([listing(cwd), str(page.relative_to(cwd)), parameters, surroundings]))
+        if given in known: shutil.copytree(folder/given, cwd, dirs_exist_ok=True)
+        else:
+            known[given] = execute(page, parameters, out, cwd, limit, on_event)
+            shutil.copytree(cwd, folder/given)
+        return known[given]
+    monkeypatch.setattr(room, "execute", remembering)
 
 
 @pytest.fixture
@@ -129,7 +151,6 @@ def test_a_turned_bit_in_a_snapshot_is_named_and_nothing_is_trained(parcels, cap
                                          (("planned", "source_code", 1), "environment"), (("ended", "notebook"), "code"), (("ended", "record"), "run"), (("ended", "model"), "model")])
 @pytest.mark.parametrize("damage", ["edited", "gone"])
 def test_a_damaged_artifact_is_named(parcels, where, what, damage, monkeypatch):
-    import retrain_nb.loop.reproduce as room
     monkeypatch.setattr(room, "_run_again", lambda *a: {}) # What it would come to is another test's
     path = body(parcels, where[0])
     for step in where[1:]: path = path[step]

@@ -87,7 +87,7 @@ def test_missing_values_of_every_kind_of_column_are_nan():
 @pytest.mark.parametrize("change, words", [
     (lambda X, y: (X[:0], y[:0]), "no training rows"), (lambda X, y: (X, y*0), "one class"),
     (lambda X, y: (X, y.where(y > 0)), "labels are missing"), (lambda X, y: (X, y + 1), "neither 0 nor 1"),
-    (lambda X, y: (X.assign(wind=-np.inf), y), "wind hold infinite"), (lambda X, y: (X, y[:-1]), "4000 rows but 3999"),
+    (lambda X, y: (X.assign(wind=-np.inf), y), "wind hold infinite"), (lambda X, y: (X, y[:-1]), "4,000 rows but 3,999 labels"),
     (lambda X, y: (X[[]], y), "no feature columns"), (lambda X, y: (X.rename(columns={"wind": "hour"}), y), "one name"),
     (lambda X, y: (X.rename(columns={"wind": "wind[mph]"}), y), "wind[mph]"),
     (lambda X, y: (X.assign(wind=pd.Timestamp(0)), y), "wind are neither"),

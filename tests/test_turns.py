@@ -66,6 +66,11 @@ def test_of_many_who_ask_at_once_one_gets_the_lease(database_url):
     engine.dispose()
 
 
+def test_a_holder_whose_name_has_spaces_is_known_to_be_dead(tmp_path):
+    for before, me in (([], "Ana on nyc"), (["Ana on nyc"], "Ben"), (["Ana on nyc", "Ben"], "Cid")):
+        with turns.hold(tmp_path/"lock") as f: assert turns.sign_in(f, me) == before
+
+
 def test_two_kinds_of_work_do_not_wait_for_each_other(database_url):
     with open_database(database_url).begin() as c:
         assert [turns.take(c, name, "w", 60, THREE) for name in ("work", "mail", "work")] == [1, 1, 2]

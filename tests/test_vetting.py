@@ -130,7 +130,7 @@ def relined(text, at, change):
     ("split_feature=", lambda s: re.sub(r"=\d+", "=4", s), "a feature that is not there"), ("decision_type=", lambda s: re.sub(r"=\d+", "=99", s), "not known"),
     ("cat_threshold=", lambda s: s + " 1", "`cat_threshold` does not hold"), ("cat_boundaries=", lambda s: s[:-1] + "9999", "`cat_threshold` does not hold 9999"),
     ("is_linear=", lambda s: "is_linear=1", "linear in its leaves"), ("max_feature_idx=", lambda s: "max_feature_idx=3000000", "number of features"),
-    ("num_class=", lambda s: "num_class=2", "more than one class"), ("tree_sizes=", lambda s: s + " 7", "does not hold 20"), ("version=", lambda s: "", "in the head"),
+    ("num_class=", lambda s: "num_class=2", "number of classes"), ("tree_sizes=", lambda s: s + " 7", "does not hold 20"), ("version=", lambda s: "", "in the head"),
     ("[seed", lambda s: "x", "in the tail"), ("end of trees", lambda s: "end", "in the")])
 def test_what_breaks_the_grammar_is_named(model, at, change, says):
     wrong = relined(model.booster, at, change)

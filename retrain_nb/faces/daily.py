@@ -39,7 +39,7 @@ def not_now(args:argparse.Namespace) -> None:
     root, dead = find_root(args.root or Path.cwd()), []
     w = load_settings(root).workbench
     if (root/w.store).is_dir():
-        with turns.hold(root/w.store/"lock", look=True) as f: dead = f.read().split()
+        with turns.hold(root/w.store/"lock", look=True) as f: dead = f.read().splitlines()
     if not w.database: return # Nobody else can know of it
     from retrain_nb.stores.database import open_database, reading
     with reading(open_database(w.database)) as connection: row, now = turns.lease(connection, "work"), turns.clock(connection, datetime.now(UTC))
@@ -138,7 +138,7 @@ def gc(
     from retrain_nb.loop.retention import collect
     from retrain_nb.records import as_json
     done = collect(open_here(args), delete=args.delete, by=who())
-    size = lambda held: f"{len(held):,} files, {sum(h.bytes for h in held):,} bytes"
+    size = lambda held: f"{counted(len(held), 'file')}, {counted(sum(h.bytes for h in held), 'byte')}"
     kept = table([{"kept": h.path, "bytes": h.bytes, "why": h.why} for h in done["kept"]])
     free = table([{"removed" if done["deleted"] else "may go": h.path, "bytes": h.bytes, "why": h.why} for h in done["free"]]) if done["free"] else "nothing may go"
     told = "removed" if done["deleted"] else "may go; --delete removes them" if done["free"] else "may go"
@@ -159,7 +159,7 @@ def _checks(root:Path) -> list[tuple[str, Any]]:
         with tempfile.NamedTemporaryFile(dir=open_workbench(root).store): return "the store can be written"
     def rows() -> str:
         book = open_workbench(root)
-        return f"{len(book.load(book.settings.source.rows)()):,} rows from {book.settings.source.rows}"
+        return f"{counted(len(book.load(book.settings.source.rows)()), 'row')} from {book.settings.source.rows}"
     def lineage() -> str:
         from retrain_nb.loop.deliver import refused, waiting
         book = open_workbench(root)
@@ -169,8 +169,8 @@ def _checks(root:Path) -> list[tuple[str, Any]]:
         return f"{counted(len(book.ask(waiting)), 'event')} waiting"
     return [("python", lambda: sys.version.split()[0]), ("packages", lambda: ", ".join(f"{n} {metadata.version(n)}" for n in ("papermill", "lightgbm", "nbdev", "wandb", "ydata-profiling"))),
             ("sqlite", lambda: f"{sqlite3.sqlite_version}, journal mode {journal(open_workbench(root).engine)}"), ("disk", space), ("settings", lambda: open_workbench(root).settings.workbench.name),
-            ("store", writable), ("contract", lambda: f"{len(open_workbench(root).contract.columns)} columns under contract"),
-            ("view", lambda: f"{len(open_workbench(root).view.columns)} features in view {open_workbench(root).view.name}"), ("source", rows), ("lineage", lineage)]
+            ("store", writable), ("contract", lambda: f"{counted(len(open_workbench(root).contract.columns), 'column')} under contract"),
+            ("view", lambda: f"{counted(len(open_workbench(root).view.columns), 'feature')} in view {open_workbench(root).view.name}"), ("source", rows), ("lineage", lineage)]
 
 # %% ../../nbs/faces/51_daily.ipynb #5fbcd34a
 def journal(

@@ -49,7 +49,7 @@ def live(
     else:
         facts = {"run": done["run"], "snapshot": done["snapshot"][:12], "since": done["since"], "until": done["until"] or "now", "decision": f"{done['decision']}, by {done['by']}",
                  "reason": done["reason"], "rows": done["evidence"]["rows"], "report": done["evidence"]["report"], "ledger": f"entry {done['entry']['seq']}, leaf {done['entry']['leaf'][:12]}"}
-        text = [f"model {done['model']} served at {done['at']}", *(f"  {k:<10}{v}" for k, v in facts.items()), "", f"{len(done['safeguards'])} safeguards ran:",
+        text = [f"model {done['model']} served at {done['at']}", *(f"  {k:<10}{v}" for k, v in facts.items()), "", f"{counted(len(done['safeguards']), 'safeguard')} ran:",
                 *(f"  {s['outcome']:<13}{s['name']}: {s['reason']}" for s in done["safeguards"])]
     refused = [f"  {r['as_of']}  {r['run']}: {r['outcome']}, {r['reason']}" for r in done["refused"]]
     return done, "\n".join([*text, *(["", "refused in that time:", *refused] if refused else [])]), 0

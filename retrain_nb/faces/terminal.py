@@ -12,6 +12,8 @@ import sys
 from textwrap import fill
 from typing import Any
 
+from ..records import counted
+
 # %% ../../nbs/faces/50_terminal.ipynb #782c9f4e
 def say(
     text:str # One line
@@ -44,7 +46,7 @@ def verdict_lines(
     told = [leaf for leaf in _leaves(verdict) if leaf["outcome"] != "PASS" or leaf.get("interval")]
     rest = [leaf["name"] for leaf in _leaves(verdict) if leaf not in told]
     lines = [f"  {leaf['outcome']:<13}{leaf['name']}: {leaf['reason']}" for leaf in told]
-    if rest: lines.append(fill(f"{len(rest)} checks passed: {', '.join(rest)}", 110, initial_indent="  PASS         ", subsequent_indent=" "*15))
+    if rest: lines.append(fill(f"{counted(len(rest), 'check')} passed: {', '.join(rest)}", 110, initial_indent="  PASS         ", subsequent_indent=" "*15))
     return "\n".join(lines)
 
 # %% ../../nbs/faces/50_terminal.ipynb #b8fe4be4

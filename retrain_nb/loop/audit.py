@@ -10,6 +10,7 @@ standalone auditor would find: the same checks run here, and besides them the vi
 __all__ = ['changed_views', 'audit_book', 'damaged_keys', 'verify', 'rebuild']
 
 # %% ../../nbs/loop/47_audit.ipynb #766e8498
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,19 +109,29 @@ def damaged_keys(
     return found
 
 # %% ../../nbs/loop/47_audit.ipynb #e630048e
+def _in_this_shape(
+    connection:Connection # Any transaction
+) -> bool:                # Views in another shape are made again at opening, so nothing rests on them
+    "Whether the views claim to be of this version"
+    if not sa.inspect(connection).has_table(catalog.SHAPE.name): return False
+    return connection.execute(sa.select(catalog.SHAPE.c.digest)).scalar() == catalog.shape()
+
 def _look_closer(folder:Path, told:dict[str, Any]) -> dict[str, Any]:
     "Add to `told` what is wrong with the views in a copied SQLite file, and with keys beside it"
     store = auditor.find_store(folder)
-    engine = sa.create_engine(f"sqlite:///file:{(store/'ledger.db').resolve()}?mode=ro&uri=true")
+    aside = tempfile.TemporaryDirectory() # In WAL mode SQLite would write beside the very evidence
+    engine = sa.create_engine("sqlite://", creator=lambda: auditor.open_copy(store/"ledger.db", Path(aside.name)))
     wrong:list[tuple[str, int|None, str]] = []
     try:
         with engine.connect() as connection:
             lines = [e.body["ssh"] for e in ledger.entries(connection, kind="ledger.key")]
             wrong += [("wrong key", None, what) for what in damaged_keys(store/"keys", lines)]
-            if set(catalog.metadata.tables) <= set(sa.inspect(connection).get_table_names()): # Older views are made again at opening
-                wrong += [("changed view", seq, what) for seq, what in changed_views(connection)]
-    except (sa.exc.DatabaseError, ValueError, KeyError): return told # Whatever it is, the auditor has named it
-    finally: engine.dispose()
+            if _in_this_shape(connection): wrong += [("changed view", seq, what) for seq, what in changed_views(connection)]
+    except (sa.exc.DatabaseError, ValueError, KeyError) as e: # Of a sound ledger only its views and keys are left to be damaged
+        if not told["first_bad"]: wrong.append(("changed view", None, f"The views or the keys cannot be read: {str(e).splitlines()[0]}"))
+    finally:
+        engine.dispose()
+        aside.cleanup()
     bad = [{"damage": damage, "seq": seq, "what": what, "upto": None, "cure": auditor.DAMAGE[damage]} for damage, seq, what in wrong]
     return {**told, "findings": told["findings"] + bad, "first_bad": told["first_bad"] or next(iter(bad), None), "verdict": "FAIL" if bad else told["verdict"]}
 

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from ..durable import write_atomic, write_once
 from ..mentions import ARTIFACTS, SIGNALS, names
 from ..notes import check_note, find_checkpoint, parse_checkpoint, ssh_signature, tlog_proof
-from ..records import RetrainError, UsageError, VerificationError
+from ..records import RetrainError, UsageError, VerificationError, counted
 from ..services.provenance import p256_key, write_bundle
 from ..services.vetting import read_model
 from ..services.workbench import Workbench
@@ -61,7 +61,7 @@ def proof(
     "Proof that entry `seq` is in the ledger"
     with reading(book.engine) as connection:
         size, note = ledger.last_head(connection) or (0, "")
-        if not 1 <= seq <= size: raise UsageError(f"there is no entry {seq}.", f"The ledger has {size} entries.")
+        if not 1 <= seq <= size: raise UsageError(f"there is no entry {seq}.", f"The ledger has {counted(size, 'entry', 'entries')}.")
         return tlog_proof(seq - 1, ledger.proof(connection, seq, size), note)
 
 # %% ../../nbs/loop/40_custody.ipynb #f2a5e3d6
@@ -116,9 +116,9 @@ def continues(
     vkeys = [e.body["vkey"] for e in book.ask(ledger.entries, kind="ledger.key")]
     old = parse_checkpoint(check_note(find_checkpoint(held), vkeys)[0])
     size = (book.ask(ledger.last_head) or (0, ""))[0]
-    if old.size > size: raise VerificationError(f"a witness holds a checkpoint of {old.size} entries, and the ledger has {size}.", ledger.CURE)
+    if old.size > size: raise VerificationError(f"a witness holds a checkpoint of {counted(old.size, 'entry', 'entries')}, and the ledger has {size}.", ledger.CURE)
     if old.size and book.ask(ledger.head, old.size) != old.root:
-        raise VerificationError(f"the first {old.size} entries are not those that a witness holds a checkpoint of.", ledger.CURE)
+        raise VerificationError(f"entries 1 to {old.size} are not those that a witness holds a checkpoint of.", ledger.CURE)
     return old.size
 
 # %% ../../nbs/loop/40_custody.ipynb #55b0fb33

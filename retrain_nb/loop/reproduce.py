@@ -177,7 +177,7 @@ def settings_text(
     policy:dict[str, Any] # Sections, each a dict, as `freeze_policy` kept them
 ) -> str:
     "A `settings.ini` that says the same"
-    value = lambda v: ", ".join(f"{k} {n!r}" for k, n in v.items()) if isinstance(v, dict) else str(v)
+    value = lambda v: ", ".join(f"{k} {n if isinstance(n, str) else repr(n)}" for k, n in v.items()) if isinstance(v, dict) else str(v)
     sections = {"workbench": {"name": "again"}, **policy, "source": {**policy["source"], "contract": "contract.toml"}}
     return "\n".join(f"[{name}]\n" + "".join(f"{k} = {value(v)}\n" for k, v in keys.items()) for name, keys in sections.items())
 

@@ -27,10 +27,11 @@ from ..records import PASS, DataError, Recipe, UsageError, Verdict, as_json, fro
 from . import custody
 from .deliver import deliver
 from ..services import profile, provenance, render, tracking
-from ..services.execute import Execution, execute, progress
+from ..services.execute import MARKER, REFUSAL, Execution, execute, progress
 from ..services.workbench import Workbench
 from ..stores import catalog, ledger, origin
 from ..stores.pages import check_parameters, page_code, read_cells, read_parameters
+from ..tasks import told
 from ..windows import iso, parse_time
 
 # %% ../../nbs/loop/42_runs.ipynb #6cd94056
@@ -119,20 +120,30 @@ def _attempt(book:Workbench, run:str) -> tuple[str, dict|None]:
     return name, None
 
 # %% ../../nbs/loop/42_runs.ipynb #a0d8b557
-def _left(folder:Path) -> dict[str, Any]:
-    "What the page left behind: its record, or the verdict it stopped at, or nothing"
-    for name in ("record.json", "refusal.json"):
-        if (folder/name).is_file(): return json.loads((folder/name).read_bytes())
-    return {}
+def _left(folder:Path, name:str) -> dict[str, Any]:
+    "What the page left behind under `name`: `MARKER` at its end, `REFUSAL` where it stopped on purpose; empty if it did not"
+    return json.loads((folder/name).read_bytes()) if (folder/name).is_file() else {}
 
 # %% ../../nbs/loop/42_runs.ipynb #6921cb00
-def _ended(book:Workbench, run:str, folder:Path, done:Execution) -> dict[str, Any]:
+def _said(
+    folder:Path,          # Where the page left it
+    done:Execution,       # How the page ended
+    recipe:Recipe|None    # As planned
+) -> tuple[dict[str, Any], str]: # What the page left, and why it does not count, empty if it does
+    "What a page has to say"
+    left = _left(folder, MARKER) if done.state == "ok" else _left(folder, REFUSAL) if done.refused else {}
+    if not left or recipe is None or left.get("recipe") == (wanted := as_json(recipe)): return left, ""
+    found = left.get("recipe") or {}
+    return {}, f"the page worked by another recipe than was planned: it differs in {', '.join(k for k in wanted if found.get(k) != wanted[k])}"
+
+# %% ../../nbs/loop/42_runs.ipynb #1689e33a
+def _ended(book:Workbench, run:str, folder:Path, done:Execution, recipe:Recipe|None) -> dict[str, Any]:
     "The body of `run.ended`: our own account, with the notebook and the record kept as artifacts"
-    left = _left(folder) if done.state == "ok" or done.refused else {}
+    left, doubt = _said(folder, done, recipe)
     verdict = left.get("verdict")
     kept = {name: book.artifacts.put(path.read_bytes(), kind) for name, path, kind in
-            (("notebook", Path(done.notebook or "-"), "notebook"), ("record", folder/"record.json", "record")) if path.is_file()}
-    return {"run": run, "state": done.state, "cause": done.cause, "cell": done.cell, "section": done.section, "seconds": round(done.seconds, 3),
+            (("notebook", Path(done.notebook or "-"), "notebook"), ("record", folder/MARKER, "record")) if path.is_file()}
+    return {"run": run, "state": "failed" if doubt else done.state, "cause": doubt or done.cause, "cell": done.cell, "section": done.section, "seconds": round(done.seconds, 3),
             "cpu_seconds": round(done.cpu_seconds, 3), "kernel_start_cpu_seconds": round(done.kernel_start_cpu_seconds, 3), "peak_mb": round(done.peak_mb, 1),
             "outcome": verdict["outcome"] if verdict else None, "verdict": verdict, "model": left.get("model", ""),
             "metrics": left.get("evaluation", {}).get("candidate", {}), **{k: kept.get(k, "") for k in ("notebook", "record")},
@@ -173,7 +184,7 @@ def run_page(
     folder.mkdir(parents=True, exist_ok=True)
     parameters = {**planned.parameters, **({"folder": folder.relative_to(book.root).as_posix()} if "folder" in planned.parameters else {})}
     done = execute(planned.page, parameters, folder, book.root, limit, lambda event: say(progress(event)) if event["event"] == "start" else None)
-    ended, over = _ended(book, run, folder, done), datetime.now(UTC)
+    ended, over = _ended(book, run, folder, done, planned.recipe), datetime.now(UTC)
     ended["provenance"] = keep_provenance(book, body, ended, planned.recipe, (now, over))
     book.append("run.ended", f"{run}:ended", ended, over)
     return book.ask(catalog.run, run)
@@ -183,17 +194,19 @@ def header(
     run:dict[str, Any],       # As the catalog has it
     decision:dict[str, Any],  # What the loop made of it: `did`, `sentence`, perhaps `verdict`
     checkpoint:str,           # The ledger's newest: a reader who keeps it can hold us to it
-    title:str                 # Of the workbench
+    title:str,                # Of the workbench
+    profiled:bool=True        # Whether a profile of the rows lies, or will lie, beside it
 ) -> dict[str, Any]:          # What `render.report` takes
     "The top of a report: what was decided, on which grounds, and where it comes from"
     given = run["parameters"] or {}
     facts = {"run": run["run"], "as of": run["as_of"], "candidate": short(run["model"] or ""), "champion before": short(given.get("champion", "")) or "none",
              "snapshot": short(given.get("snapshot", "")), "recipe": short(run["recipe"] or ""), "seed": given.get("seed"),
              "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
-    numbers = {metric: f"{e['value']:.4f}" for metric, e in (run["metrics"] or {}).items()}
+    links = {**({"profile of the rows": "profile.html"} if profiled else {}), **({"the page as run": f"{run['page']}.ipynb"} if run["notebook"] else {})}
+    numbers = {metric.replace("_", " "): told(metric, e["value"]) for metric, e in (run["metrics"] or {}).items()}
     return {"title": f"{title}: {run['page']} as of {run['as_of'][:10]}", "state": run["state"], "cause": run["cause"] or "", "decision": decision,
             "verdict": run["verdict"], "numbers": numbers, "checkpoint": checkpoint,
-            "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {"profile of the rows": "profile.html", "the page as run": f"{run['page']}.ipynb", "all reports": "../index.html"}}
+            "facts": {k: str(v) for k, v in facts.items() if v not in ("", None)}, "links": {**links, "all reports": "../index.html"}}
 
 # %% ../../nbs/loop/42_runs.ipynb #f59ce099
 def _try(what:str, make:Callable[[], Any], say:Callable[[str], None]) -> Any:
@@ -216,14 +229,14 @@ def publish(
 ) -> None:
     "Make the views of a finished run: report, mirror, profile, index"
     done, folder, settings = book.ask(catalog.run, run), book.reports/run, book.settings
-    _, note = book.ask(ledger.last_head)
+    profiled, (_, note) = bool(settings.run.profile_rows and done["parameters"].get("snapshot")), book.ask(ledger.last_head)
     page, out = folder/f"{done['page']}.ipynb", folder/"report.html"
     say("writing the report")
-    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name), out), say)
+    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name, profiled), out), say)
     if out.is_file(): _published(book, run, out.read_bytes())
     _try("mirror", lambda: send_mirror(book, done, decision), say)
-    if settings.run.profile_rows and done["parameters"].get("snapshot"): _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], hidden_in(book, done), folder/"profile.html", say), say)
-    _try("index", lambda: render.index(book.ask(catalog.runs, 500), book.reports/"index.html", settings.workbench.name), say)
+    if profiled: _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], hidden_in(book, done), folder/"profile.html", say), say)
+    _try("index", lambda: render.index(book.ask(catalog.runs, render.MOST + 1), book.reports/"index.html", settings.workbench.name), say)
 
 # %% ../../nbs/loop/42_runs.ipynb #b3c282e9
 def tell_others(
@@ -269,7 +282,7 @@ def send_mirror(
 ) -> None:
     "Hand a finished run to W&B's own client, in another process"
     folder, t = book.reports/run["run"], book.settings.tracking
-    left, recipe = _left(folder), json.loads(book.artifacts.get(run["recipe"])) if run["recipe"] else {}
+    left, recipe = (json.loads(book.artifacts.get(run[name])) if run[name] else {} for name in ("record", "recipe"))
     files = [{"name": f"{run['page']}-report", "kind": "report", "path": "report.html"}]
     if run["model"]: files.append({"name": f"{book.settings.workbench.name}-model", "kind": "model", "path": str(book.artifacts.as_file(run["model"], folder))})
     tracking.prepare(folder, tracking.describe(run, recipe, left.get("evaluation", {}), run["verdict"], decision, files, hidden_in(book, run)))

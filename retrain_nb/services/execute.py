@@ -429,7 +429,7 @@ def _listen(
                     told.append(event)
                     if on_event and event["event"] in ("start", "done"): on_event(event)
             if not ended and (came or time.monotonic() >= until):
-                ended = (124, f"the time limit of {limit:g} seconds was reached")
+                ended = (124, f"the time limit of {limit:g} s was reached")
                 if came: ended = (128 + came[0], f"stopped by {signal.Signals(came[0]).name}")
                 hang_up()
                 until = time.monotonic() + GRACE

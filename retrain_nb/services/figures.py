@@ -8,7 +8,8 @@ mail: matplotlib without `pyplot`, so that no global state and no window can get
 
 # %% auto #0
 __all__ = ['WIDTH', 'DOTS', 'COLOURS', 'MANY', 'INK', 'MUTED', 'GRID', 'CANDIDATE', 'RIVAL', 'TRAIN', 'TEST', 'OUTCOME', 'HELP',
-           'REACH', 'Picture', 'periods', 'stream', 'rail_colour', 'rails', 'daily', 'calibration', 'importance']
+           'SHADES', 'REACH', 'GOALS', 'SEEN', 'Picture', 'periods', 'shares_of', 'stream', 'rail_colour', 'rails',
+           'daily', 'calibration', 'importance']
 
 # %% ../../nbs/services/34_figures.ipynb #a4b6e6fa
 import importlib
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from typing import Any
+
+from ..records import counted
+from ..tasks import TASKS, told
 
 # %% ../../nbs/services/34_figures.ipynb #9c8ed9a3
 WIDTH = 7.0 # Inches; shown 700 pixels wide
@@ -119,19 +123,33 @@ def _percent(ax:Any, digits:int=0) -> None:
     ax.yaxis.set_major_locator(MaxNLocator(4))
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=digits))
 
+# %% ../../nbs/services/34_figures.ipynb #48658222
+def _end_labels(ax:Any, x:Any, ends:list[tuple[str, float, str]], *others:Any) -> None:
+    "Write each name beside the last point of its line, and make room for it there and in the `others` that share its x axis"
+    low, high = ax.get_ylim()
+    gap, before = max(0.09, 0.14/(ax.get_position().height*ax.figure.get_figheight()))*(high - low), float("-inf") # At least the height of a line
+    for name, y, colour in sorted(ends, key=lambda end: end[1]):
+        before = max(y, before + gap)
+        ax.annotate(name, (x, before), xytext=(7, 0), textcoords="offset points", color=MUTED if colour == RIVAL else colour,
+                    fontsize=8.5, fontweight="bold", va="center", annotation_clip=False)
+    for panel in (ax, *others):
+        box = panel.get_position()
+        panel.set_position((box.x0, box.y0, box.width - 0.65/WIDTH, box.height))
+
 # %% ../../nbs/services/34_figures.ipynb #4e2bdad7
 def periods(
     frame:Any,       # Rows with the columns `source` names
     source:Any,      # Has `time` and `label`, names of columns
     cut:datetime,    # Where a period begins
     days:int         # Length of a period
-) -> Any:            # By start of period: `rows` and `open` ones per day, `rate` of ones, `test`: whether after the cut
-    "Volume and label rate per period"
+) -> Any:            # By start of period: `rows` and `open` ones per day, `rate` (mean label; missing for classes), `test`: whether after the cut
+    "Volume and mean label per period"
     import pandas as pd
     time, label = frame[source.time], frame[source.label]
     step = pd.Timedelta(days=days)
     number = ((time - cut)//step).rename("period")
-    grouped = pd.DataFrame({"rows": 1, "open": label.isna(), "rate": label}).groupby(number)
+    rate = label if source.task != "multiclass" else float("nan")
+    grouped = pd.DataFrame({"rows": 1, "open": label.isna(), "rate": rate}).groupby(number)
     counted = grouped.agg({"rows": "sum", "open": "sum", "rate": "mean"})
     start = pd.DatetimeIndex([pd.Timestamp(cut) + step*int(i) for i in counted.index])
     covered = (pd.Series(start + step).clip(upper=time.max()) - pd.Series(start).clip(lower=time.min()))/pd.Timedelta(days=1)
@@ -139,6 +157,38 @@ def periods(
     return per_day.assign(rate=counted.rate, test=counted.index >= 0).set_axis(start, axis=0)
 
 # %% ../../nbs/services/34_figures.ipynb #0df3fd38
+SHADES = (INK, CANDIDATE, "#5b83b3", MUTED, RIVAL) # For up to four classes, and all others together
+
+def shares_of(
+    frame:Any,    # Rows with the columns `source` names
+    source:Any,   # Has `time`, `label` and `task`
+    cut:datetime, # Where a period begins
+    days:int      # Length of a period
+) -> Any:         # By period, in the order of `periods`: the share of each of the four commonest classes, and of all others; no column for other tasks
+    "Which classes there were, per period"
+    import pandas as pd
+    if source.task != "multiclass": return pd.DataFrame()
+    names = frame[source.label].map(str, na_action="ignore").astype(object)
+    common = names.value_counts()
+    first = sorted(common.index, key=lambda name: (-common[name], name))[:4]
+    named = names.where(names.isna() | names.isin(first), f"{len(common) - 4} others")
+    number = ((frame[source.time] - cut)//pd.Timedelta(days=days)).rename("period")
+    counts = pd.crosstab(number, named).reindex(index=sorted(number.unique()), columns=[*first, *[f"{len(common) - 4} others"]*(len(common) > 4)], fill_value=0)
+    return counts.div(counts.sum(axis=1).where(lambda n: n > 0), axis=0)
+
+def _label_finding(frame:Any, source:Any, split:Any) -> str:
+    "The label in training and in the test, in a sentence"
+    label, part = frame[source.label], split.train.contains(frame[source.time]).map({True: "train", False: "test"})
+    if source.task == "multiclass":
+        common = label.map(str, na_action="ignore").astype(object).value_counts()
+        first = min(common.index, key=lambda name: (-common[name], name), default="none")
+        what, label = f"Share of {first}, the commonest of {len(common)} classes", (label.map(str, na_action="ignore").astype(object) == first).where(label.notna()).astype("float64")
+    else: what = f"{'Share' if source.task == 'binary' else 'Mean'} of {source.label}"
+    known = label.groupby(part).mean()
+    words = {p: ("unknown" if p not in known or known[p] != known[p] else told("mae", known[p]) if source.task == "regression" else f"{known[p]:.1%}") for p in ("train", "test")}
+    return f"{what}: {words['train']} in training, {words['test']} in the test"
+
+# %% ../../nbs/services/34_figures.ipynb #04f6155a
 def stream(
     frame:Any,  # Rows with a time column and a label column, missing where not known yet
     source:Any, # Has `time` and `label`, names of columns
@@ -146,25 +196,25 @@ def stream(
 ) -> Picture:
     "Volume and label rate over time, with training and test rows apart"
     days = 7 if split.test.end - split.train.start > timedelta(days=70) else 1
-    table = periods(frame, source, split.cut, days)
-    known = frame[source.label].groupby([split.train.contains(frame[source.time]).map({True: "train", False: "test"})]).mean()
-    share = {part: f"{known[part]:.1%}" if part in known else "unknown" for part in ("train", "test")}
-    finding = f"Share of {source.label}: {share['train']} in training, {share['test']} in the test ({len(frame):,} rows)"
-    picture, (volume, rate) = _panels(finding, 3.6, (1.0, 1.1))
+    table, shares = periods(frame, source, split.cut, days), shares_of(frame, source, split.cut, days)
+    picture, (volume, rate) = _panels(f"{_label_finding(frame, source, split)} ({counted(len(frame), 'row')})", 3.6, (1.0, 1.1))
     middle, width = table.index + timedelta(days=days/2), days*0.86
     volume.bar(middle, table.rows, width, color=[TEST if t else TRAIN for t in table.test])
     waits = (table.open > 0).to_numpy()
     volume.bar(middle[waits], table.open[waits], width, bottom=(table.rows - table.open)[waits], color="white", edgecolor=MUTED,
                hatch="/////", linewidth=0.5)
     volume.set_ylabel("rows per day", color=MUTED, fontsize=8)
-    rate.plot(middle, table.rate, color=INK, linewidth=1.4, marker="o", markersize=2.5)
-    rate.set_ylim(0, float(table.rate.max()) * 1.25 or 1)
-    rate.set_ylabel(f"{source.label}, share", color=MUTED, fontsize=8)
+    lines = {name: shares[name] for name in shares} if source.task == "multiclass" else {"": table.rate}
+    for shade, values in zip(SHADES, lines.values()): rate.plot(middle, values, color=shade, linewidth=1.4, marker="o", markersize=2.5)
+    if source.task != "regression": rate.set_ylim(0, max((top for v in lines.values() if (top := float(v.max())) > 0), default=0)*1.25 or 1) # NaN where no label is known
+    rate.set_ylabel(f"{source.label}, {'mean' if source.task == 'regression' else 'share'}", color=MUTED, fontsize=8)
     rate.axvspan(split.cut, split.test.end, color=TEST, alpha=0.10, linewidth=0)
     _stream_words(volume, table, split)
     volume.locator_params(axis="y", nbins=3)
-    _percent(rate)
+    if source.task == "regression": rate.locator_params(axis="y", nbins=4)
+    else: _percent(rate)
     _dates(rate)
+    if source.task == "multiclass" and len(table): _end_labels(rate, middle[-1], [(n, float(v.iloc[-1]), c) for c, (n, v) in zip(SHADES, lines.items())], volume)
     return picture
 
 # %% ../../nbs/services/34_figures.ipynb #7a24e441
@@ -194,14 +244,16 @@ def _rail(ax:Any, y:int, name:str, estimate:Any, margin:float) -> None:
     colour = OUTCOME[rail_colour(estimate, margin)]
     words = "not measured"
     if estimate is not None:
-        low, value, high = (min(max(x/margin, -REACH), REACH) for x in (estimate.low, estimate.value, estimate.high))
+        room = margin or max(abs(estimate.low), abs(estimate.high)) or 1.0 # A margin of zero has no length to measure by
+        low, value, high = (min(max(x/room, -REACH), REACH) for x in (estimate.low, estimate.value, estimate.high))
         ax.plot([low, high], [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-        marker = "<" if estimate.value/margin < -REACH else ">" if estimate.value/margin > REACH else "o"
+        marker = "<" if estimate.value/room < -REACH else ">" if estimate.value/room > REACH else "o"
         ax.plot([value], [y], marker=marker, color=colour, markersize=7)
-        words = f"{estimate.value:+.4f}  ({estimate.low:+.4f} to {estimate.high:+.4f})"
+        plus = lambda x: f"{'+' if x >= 0 else ''}{told(name, x)}"
+        words = f"{plus(estimate.value)}  ({plus(estimate.low)} to {plus(estimate.high)})"
     ax.text(-REACH - 0.12, y, name.replace("_", " "), ha="right", va="center", fontsize=9.5, color=INK, fontweight="bold")
     ax.text(REACH + 0.12, y + 0.16, words.replace("-", "−"), ha="left", va="center", fontsize=8.5, color=colour)
-    ax.text(REACH + 0.12, y - 0.2, f"margin {margin:g}", ha="left", va="center", fontsize=7.5, color=MUTED)
+    ax.text(REACH + 0.12, y - 0.2, f"margin {margin:.4g}" if margin else "margin 0, on a scale of its own", ha="left", va="center", fontsize=7.5, color=MUTED)
 
 # %% ../../nbs/services/34_figures.ipynb #22262f5f
 def rails(
@@ -233,57 +285,57 @@ def _day(text:str) -> datetime:
     return datetime.fromisoformat(text)
 
 # %% ../../nbs/services/34_figures.ipynb #9e8c65b5
+GOALS = {"log_loss": "log loss", "mae": "absolute error"} # Metric to what it is called for one row
+
 def daily(
-    evaluation:Any # Has `by_day`, records with `day`, `n`, `candidate` and `rival` (mean log loss), and `rival_name`
+    evaluation:Any # Has `by_day`, records with `day`, `n`, `candidate` and `rival` (mean loss), `rival_name` and `task`
 ) -> Picture:
-    "Mean log loss of both models on each test day"
+    "Mean loss of both models on each test day, by the goal of the task"
+    what = GOALS[TASKS[evaluation.task].goal]
     days = list(evaluation.by_day)
     pairs = [(d.candidate, d.rival) for d in days if d.rival is not None]
     won = sum(a < b for a, b in pairs)
-    compared = f"The candidate has the lower log loss on {won} of {len(pairs)} days"
-    finding = compared if pairs else f"Log loss of the candidate on {len(days)} days"
+    compared = f"The candidate has the lower {what} on {won} of {counted(len(pairs), 'day')}"
+    finding = compared if pairs else f"{what.capitalize()} of the candidate on {counted(len(days), 'day')}"
     picture, (ax,) = _panels(finding, 2.6)
     at = [_day(d.day) for d in days]
     ends = [(evaluation.rival_name, [d.rival for d in days], RIVAL)] if pairs else []
     ends = [("candidate", [d.candidate for d in days], CANDIDATE), *ends]
     for _, values, colour in ends[::-1]: ax.plot(at, values, color=colour, linewidth=1.8, marker="o", markersize=3.5)
     if at: _end_labels(ax, at[-1], [(name, values[-1], colour) for name, values, colour in ends])
-    ax.set_ylabel("mean log loss", color=MUTED, fontsize=8)
+    ax.set_ylabel(f"mean {what}", color=MUTED, fontsize=8)
     ax.locator_params(axis="y", nbins=4)
     if at: _dates(ax)
     return picture
 
-# %% ../../nbs/services/34_figures.ipynb #48658222
-def _end_labels(ax:Any, x:Any, ends:list[tuple[str, float, str]]) -> None:
-    "Write each name beside the last point of its line"
-    low, high = ax.get_ylim()
-    gap, before = 0.09*(high - low), float("-inf")
-    for name, y, colour in sorted(ends, key=lambda end: end[1]):
-        before = max(y, before + gap)
-        ax.annotate(name, (x, before), xytext=(7, 0), textcoords="offset points", color=MUTED if colour == RIVAL else colour,
-                    fontsize=8.5, fontweight="bold", va="center", annotation_clip=False)
-    box = ax.get_position()
-    ax.set_position((box.x0, box.y0, box.width - 0.65/WIDTH, box.height))
-
 # %% ../../nbs/services/34_figures.ipynb #556087c7
+SEEN = {"binary": ("observed rate", "score", "rate"), "multiclass": ("share that was right", "top score", "share"),
+        "regression": ("mean label", "prediction", "mean")} # What is seen, what was said, and what has an interval
+
 def calibration(
-    evaluation:Any # Has `reliability`, records with `n`, `score`, `rate`, `low`, `high`, and `level`
+    evaluation:Any # Has `reliability`, records with `n`, `score`, `rate`, `low`, `high`, `level` and `task`
 ) -> Picture:
-    "Observed rate against mean score, with intervals"
-    bins = list(evaluation.reliability)
+    "Observed rate (or mean label) against mean score, with intervals"
+    bins, (seen, said, short) = list(evaluation.reliability), SEEN[evaluation.task]
     inside = sum(b.low <= b.score <= b.high for b in bins)
-    picture, (ax,) = _panels(f"In {inside} of {len(bins)} groups the observed rate agrees with the score", 3.4)
-    end = min(1.0, 1.08*max([b.high for b in bins] + [b.score for b in bins], default=1.0))
-    ax.plot([0, end], [0, end], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    picture, (ax,) = _panels(f"In {inside} of {len(bins)} groups the {seen} agrees with the {said}", 3.4)
+    reached = [b.high for b in bins] + [b.score for b in bins]
+    begin, end = 0.0, min(1.0, 1.08*max(reached, default=1.0))
+    if evaluation.task == "regression" and bins:
+        least, most = min([b.low for b in bins] + [b.score for b in bins]), max(reached)
+        begin, end = (0.0 if 0 <= least < most/2 else least - 0.08*(most - least)), most + 0.08*(most - least)
+    span = end - begin
+    ax.plot([begin, end], [begin, end], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     ax.vlines([b.score for b in bins], [b.low for b in bins], [b.high for b in bins], color=CANDIDATE, linewidth=2.2, alpha=0.45)
     ax.plot([b.score for b in bins], [b.rate for b in bins], color=CANDIDATE, linewidth=1, marker="o", markersize=4.5)
-    ax.vlines([b.score for b in bins], 0, 0.025*end, color=INK, linewidth=1)
-    ax.set_xlim(0, end)
-    ax.set_ylim(0, end)
-    ax.annotate("says too little ↖", (0.04*end, 0.92*end), color=MUTED, fontsize=8)
-    ax.annotate("↘ says too much", (0.96*end, 0.07*end), color=MUTED, fontsize=8, ha="right")
-    ax.set_xlabel(f"mean score of the group (bars: {evaluation.level:.0%} interval of the rate)", fontsize=8, color=MUTED)
-    ax.set_ylabel("observed rate", fontsize=8, color=MUTED)
+    ax.vlines([b.score for b in bins], begin, begin + 0.025*span, color=INK, linewidth=1)
+    ax.set_xlim(begin, end)
+    ax.set_ylim(begin, end)
+    ax.annotate("says too little ↖", (begin + 0.04*span, begin + 0.92*span), color=MUTED, fontsize=8)
+    ax.annotate("↘ says too much", (begin + 0.96*span, begin + 0.07*span), color=MUTED, fontsize=8, ha="right")
+    ax.set_xlabel(f"mean {said} of the group (bars: {evaluation.level:.0%} interval of the {short})", fontsize=8, color=MUTED)
+    ax.set_ylabel(seen, fontsize=8, color=MUTED)
+    if evaluation.task == "regression": return picture
     _percent(ax)
     ax.xaxis.set_major_locator(ax.yaxis.get_major_locator().__class__(6))
     ax.xaxis.set_major_formatter(ax.yaxis.get_major_formatter())

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..durable import write_atomic
+from ..records import PASS, counted
+from ..stages.privacy import check_undeclared
 
 # %% ../../nbs/services/35_profile.ipynb #2e7934a1
 COLUMN_BYTES = 70_000 # What one column costs in the HTML, at most, measured on 23 columns
@@ -73,9 +75,11 @@ def draw(
     "The profile; to be called in a child"
     import warnings
     warnings.simplefilter("ignore")
-    frame = defuse(sample(spec["parts"], spec["drop"], spec["rows"], max(1, spec["limit"]//COLUMN_BYTES)))
+    most = max(1, spec["limit"]//COLUMN_BYTES)
+    rows = sample(spec["parts"], spec["drop"], spec["rows"], most)
+    frame = defuse(rows[[c for c in rows.columns if check_undeclared(rows[[c]], ()).outcome == PASS]])
     from ydata_profiling import ProfileReport
-    about = f"{len(frame):,} rows and {frame.shape[1]} columns, sampled; columns that may not be shown are left out."
+    about = f"{counted(len(frame), 'row')} and {counted(frame.shape[1], 'column')}, sampled; at most {most} columns are shown, and none that is or seems personal."
     made = ProfileReport(frame, minimal=True, progress_bar=False, samples=None, title=spec["title"].translate(LOOKALIKE),
                          dataset={"description": about})
     head, mark, rest = made.to_html().partition("<head>")

@@ -8,8 +8,8 @@ that it stays below three megabytes, with a note where something was left out; a
 
 # %% auto #0
 __all__ = ['TAGS', 'SILENT', 'ATTRIBUTES', 'IMAGE', 'LINK', 'LONG', 'ANSI', 'FIRST', 'LIMIT', 'COLOUR', 'ALIVE', 'LOADING',
-           'clean', 'prose', 'plain', 'code', 'Shown', 'Cell', 'shown', 'read_page', 'pull_figures', 'fit', 'word',
-           'checks', 'weigh', 'alive', 'report', 'index']
+           'MOST', 'clean', 'prose', 'plain', 'code', 'Shown', 'Cell', 'shown', 'read_page', 'pull_figures', 'fit',
+           'word', 'checks', 'weigh', 'alive', 'report', 'index']
 
 # %% ../../nbs/services/31_render.ipynb #a267e636
 import html
@@ -344,20 +344,24 @@ def report(
     decision, verdict = head.get("decision") or {}, head.get("verdict") or {}
     text, colour = word(verdict and (decision.get("verdict") or verdict), head.get("state"))
     sentence = decision.get("sentence") or verdict.get("reason") or head.get("cause") or ""
-    why = [x for x in (head.get("cause"), (decision.get("verdict") or verdict).get("reason")) if x and x not in sentence]
+    why = [x for x in dict.fromkeys([head.get("cause"), (decision.get("verdict") or verdict).get("reason")]) if x and x not in sentence]
+    why = [x for x in why if not any(x in y for y in why if y != x)] # Said once
     first, others = weigh(checks(decision.get("verdict") or verdict))
     links = [(name, href) for name, href in (head.get("links") or {}).items() if re.fullmatch(r"(\.\./)?[\w-][\w./-]*", href)]
     contents = [(c.heading, c.anchor) for c in cells if c.heading]
     broken = next((c.anchor for c in cells if any(o.error for o in c.outputs)), "")
     markup = _template("report.html.j2", head={"facts": {}, "numbers": {}, **head}, word=text, colour=colour, sentence=sentence,
-                       why=" ".join(dict.fromkeys(why)), broken=broken, checks=first, others=others, links=links, contents=contents,
+                       why="; ".join(why), broken=broken, checks=first, others=others, links=links, contents=contents,
                        figures=[_safe(f) for f in figures], cells=[_safe(c) for c in cells])
     return _write(Path(out), markup)
 
 # %% ../../nbs/services/31_render.ipynb #3a5429f5
+MOST = 500 # Runs that the list shows
+
 def _index_row(row:Mapping[str, Any], folder:Path) -> dict[str, Any]:
     "One run as the index shows it"
-    run, (text, colour) = str(row["run"]), word(row.get("verdict"), row.get("state"))
+    decided = row.get("decided") or (row.get("verdict") or {}).get("outcome") # A run may pass its gates and not be accepted
+    run, (text, colour) = str(row["run"]), word({"outcome": decided} if decided else None, row.get("state"))
     here = sorted(p.name for p in (folder/run).glob("*")) if re.fullmatch(r"[a-z0-9][a-z0-9._-]*", run) else []
     notebook = next((name for name in here if name.endswith(".ipynb")), "")
     named = [("profile", "profile.html" if "profile.html" in here else ""), ("notebook", notebook)]
@@ -373,5 +377,6 @@ def index(
     out:Path,                         # `index.html` in the folder that holds the folders of the runs
     title:str="Reports"               # Such as the name of the workbench
 ) -> Path:                            # `out`
-    "Write the list of all runs"
-    return _write(Path(out), _template("index.html.j2", title=title, rows=[_index_row(row, Path(out).parent) for row in rows]))
+    "Write the list of the newest `MOST` runs"
+    rows = list(rows)
+    return _write(Path(out), _template("index.html.j2", title=title, more=len(rows) > MOST, rows=[_index_row(row, Path(out).parent) for row in rows[:MOST]]))

@@ -24,9 +24,10 @@ from fastcore.basics import patch
 
 from ..digest import canonical, digest, short
 from ..durable import write_atomic
-from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, Verdict, VerificationError, as_json, from_json
+from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, SettingsError, Verdict, VerificationError, as_json, counted, from_json
 from ..records import require as go_on
-from ..stages.features import encode
+from ..stages.evaluate import base_rate
+from ..stages.features import align
 from ..stages.gates import GatePolicy
 from ..stages.signals import labelled_by
 from ..stages.train import predict
@@ -44,6 +45,8 @@ class Session:
     def as_of(self) -> datetime: return parse_time(self.recipe.as_of)
     @property
     def label(self) -> str: return self.book.settings.source.label
+    @property
+    def task(self) -> str: return self.book.settings.source.task
     @property
     def split(self) -> Split: return self.book.split(self.as_of, self.snapshot)
     def __repr__(self) -> str: return f"<Session as of {self.recipe.as_of} on snapshot {short(self.recipe.snapshot)}>"
@@ -78,7 +81,7 @@ def _repr_markdown_(self:Session) -> str:
     "The recipe as a small table"
     r, s = self.recipe, self.split
     rows = {"recipe": short(digest(as_json(r))), "as of": r.as_of, "rows": f"{self.snapshot.rows:,} in snapshot {short(r.snapshot)}",
-            "train on": f"{s.train} ({s.train.days:.0f} days)", "judge on": f"{s.test} ({s.test.days:.0f} days)",
+            "train on": f"{s.train} ({counted(round(s.train.days), 'day')})", "judge on": f"{s.test} ({counted(round(s.test.days), 'day')})",
             "against": f"champion {short(r.champion)}" if r.champion else "the base rate, as there is no champion",
             "feature view": f"{r.view} ({short(r.view_code)})", "trainer": f"{r.trainer}, seed {r.seed}"}
     return "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
@@ -119,10 +122,20 @@ def champion(self:Session) -> Model|None:
 def rival(self:Session,
     taught:pd.DataFrame, # Training rows
     judged:pd.DataFrame  # Test rows
-) -> pd.Series:          # One score per test row; its name is `champion` or `base rate`
+) -> pd.Series|pd.DataFrame: # One score per test row, named `champion` or `base rate`; with several classes a column for each
     "What the champion, or the base rate, would have said"
-    if (model := self.champion) is None: return pd.Series(float(taught[self.label].mean()), index=judged.index, name="base rate")
-    return pd.Series(predict(model.booster, encode(self.book.view, model.encoding, judged)), index=judged.index, name="champion")
+    model = self.champion
+    if model is None: scores = base_rate(taught[self.label], len(judged), self.task)
+    elif model.task != self.task:
+        raise SettingsError(f"the champion is a {model.task} model, and [source] task is {self.task}.", "Make a workbench of its own for another task.")
+    else: scores = predict(model.booster, align(self.book.view, model.encoding, judged), model.classes)
+    return scores.set_axis(judged.index) if isinstance(scores, pd.DataFrame) else pd.Series(scores, index=judged.index, name=self.rival_name)
+
+@patch(as_prop=True)
+def rival_name(self:Session) -> str: # `champion` or `base rate`
+    "What the candidate is compared with; a champion for another label answers another question, and no gate knows it"
+    if (model := self.champion) is None: return "base rate"
+    return "champion" if model.target == self.label else f"champion for {model.target}"
 
 # %% ../../nbs/services/36_session.ipynb #73f2105c
 def unspoiled(
@@ -130,10 +143,9 @@ def unspoiled(
     model:Model|None # The champion, if there is one
 ) -> Verdict:
     "Whether the test rows are new to the champion too"
-    seen = model.cut if model else ""
-    if not seen or parse_time(seen) <= parse_time(cut):
+    if model is None or parse_time(model.cut) <= parse_time(cut): # A champion that does not say when it was cut is an error
         return Verdict(name="unspoiled", outcome=PASS, reason=f"no model learned from rows after {cut}")
-    return Verdict(name="unspoiled", outcome=INSUFFICIENT, reason=f"the champion learned from rows up to {seen}, so the test rows from {cut} on are no news to it")
+    return Verdict(name="unspoiled", outcome=INSUFFICIENT, reason=f"the champion learned from rows up to {model.cut}, so the test rows from {cut} on are no news to it")
 
 # %% ../../nbs/services/36_session.ipynb #7202cd52
 @patch(as_prop=True)

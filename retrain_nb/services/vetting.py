@@ -9,7 +9,7 @@ A crash, a hang, another answer or one that is not finite is FAIL, with its caus
 
 # %% auto #0
 __all__ = ['CURE', 'FORMATS', 'ANSWERS', 'KINDS', 'REAL_', 'WHOLE', 'REAL', 'EDGE', 'SPLITS', 'LEAVES', 'NODES', 'HEAD', 'MAY',
-           'TAIL', 'SAY', 'KEPT', 'read_model', 'check_text', 'vet']
+           'GOALS', 'TAIL', 'SAY', 'KEPT', 'read_model', 'check_text', 'vet']
 
 # %% ../../nbs/services/38_vetting.ipynb #5122d067
 import json
@@ -26,13 +26,14 @@ from typing import Any
 
 import retrain_nb
 from ..records import FAIL, INSUFFICIENT, PASS, DataError, Model, RetrainError, Verdict, from_json
+from ..tasks import TASKS
 from ..windows import parse_time
 
 # %% ../../nbs/services/38_vetting.ipynb #67db6b0e
 CURE = "Take the model from the artifact store, under the digest that the ledger names."
-FORMATS = ("retrain_nb/model@1", "retrain_nb/model@2")
+FORMATS = ("retrain_nb/model@1", "retrain_nb/model@2", "retrain_nb/model@3")
 ANSWERS = {"columns": str, "rows": int, "asked": str, "answered": str, "scores": list} # What a canary says, as `train.canary` gives it
-KINDS = {"booster": str, "view": str, "encoding": dict, "target": str, "cut": str, "canary": dict, "format": str}
+KINDS = {"booster": str, "view": str, "encoding": dict, "target": str, "cut": str, "canary": dict, "format": str, "task": str, "classes": tuple}
 
 def read_model(
     data:bytes # A model artifact
@@ -43,6 +44,9 @@ def read_model(
     odd = [name for name, kind in KINDS.items() if not isinstance(getattr(model, name), kind)]
     if odd: raise DataError(f"the model's {', '.join(odd)} is not of the kind it should be.", CURE)
     if model.format not in FORMATS: raise DataError(f"the model's format is {model.format[:40]!r}, this version reads {', '.join(FORMATS)}.", "Use the version that wrote it.")
+    if (model.format == FORMATS[2]) == (model.task == "binary") or model.task not in TASKS: raise DataError(f"a model of format {model.format} is not for the task {model.task[:40]!r}.", CURE)
+    named = sorted(set(model.classes), key=str) if all(type(c) in (str, int) for c in model.classes) else []
+    if len(named) != len(model.classes) or (len(named) < 2 if model.task == "multiclass" else named): raise DataError("the model's classes are not those of its task.", CURE)
     if model.canary and {k: type(v) for k, v in model.canary.items()} != ANSWERS: raise DataError("the model's canary is not whole.", CURE)
     parse_time(model.cut)
     return model
@@ -98,7 +102,18 @@ def _check_tree(
 # %% ../../nbs/services/38_vetting.ipynb #179ca45d
 HEAD = ("version", "num_class", "num_tree_per_iteration", "label_index", "max_feature_idx", "objective", "feature_names", "feature_infos", "tree_sizes")
 MAY = ("average_output", "monotone_constraints") # Lines that some models have
+GOALS = re.compile(rf"binary sigmoid:{REAL_}|multiclass num_class:(\d{{1,6}})|regression_l1")
 TAIL = re.compile(r"\n\nfeature_importances:\n(?:[^\n=]+=\d+\n)*\nparameters:\n(?:\[\w+: [^\n]*\]\n)*\nend of parameters\n\npandas_categorical:null\n")
+
+def _goal(
+    fields:dict[str, str] # Lines of the head
+) -> int:                 # Trees in a round
+    "Refuse what is not one of our tasks, or does not agree on the number of classes"
+    goal = GOALS.fullmatch(fields["objective"])
+    if not goal: raise ValueError("its objective is none that we train for")
+    classes = goal[1] or "1"
+    if (fields["num_class"], fields["num_tree_per_iteration"]) != (classes, classes) or int(classes) < 1 + bool(goal[1]): raise ValueError("it does not agree on the number of classes")
+    return int(classes)
 
 def check_text(
     booster:str # LightGBM model text that nobody has parsed
@@ -111,7 +126,8 @@ def check_text(
     trees, where = forest.split("Tree="), "the head"
     try:
         if title != "tree" or tuple(k for k in fields if k not in MAY) != HEAD or len(fields) != len(lines): raise ValueError("its lines are not those of a model")
-        if (fields["num_class"], fields["num_tree_per_iteration"]) != ("1", "1"): raise ValueError("it has more than one class")
+        each = _goal(fields)
+        if len(trees) % each: raise ValueError("a round has fewer trees than classes")
         columns = len(fields["feature_names"].split(" "))
         if int(fields["max_feature_idx"]) != columns - 1 or len(fields["feature_infos"].split(" ")) != columns: raise ValueError("it does not agree on the number of features")
         if _list(fields, "tree_sizes", WHOLE, len(trees)) != [len("Tree=" + tree) for tree in trees]: raise ValueError("the trees are not as long as it says")
@@ -176,6 +192,15 @@ def _ask(
         return {"error": f"the process that parsed it ended with exit code {code} and no answer"}
 
 # %% ../../nbs/services/38_vetting.ipynb #1dc89c7b
+def _misfit(
+    model:Model # From `read_model`
+) -> str:       # Empty if there is nothing wrong
+    "Where record and text do not speak of the same thing"
+    said = model.booster.partition("\nobjective=")[2].partition("\n")[0].split(" ")
+    if said[0] != TASKS[model.task].objective: return f"the record is of a {model.task} model, its text is for {said[0][:40]!r}"
+    if model.classes and said[1:] != [f"num_class:{len(model.classes)}"]: return f"the record names {len(model.classes)} classes, its text says {' '.join(said[1:])[:40]!r}"
+    return ""
+
 def vet(
     data:bytes,         # A model artifact, as `Artifacts.get` hands it out
     seconds:float=60,   # Wall clock and processor time that the process may take
@@ -186,6 +211,7 @@ def vet(
         return Verdict(name="vetting", outcome=outcome, reason=" ".join(reason.split())[:500], n=rows, method="asked again in a throw-away process")
     try: model = read_model(data)
     except RetrainError as e: return say(FAIL, str(e))
+    if wrong := _misfit(model): return say(FAIL, wrong)
     said, recorded = _ask(model.booster, seconds, memory_mb), model.canary
     if "error" in said: return say(FAIL, str(said["error"]))
     if not recorded: return say(INSUFFICIENT, f"it starts, but no answers were recorded when it was made ({model.format})")

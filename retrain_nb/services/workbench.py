@@ -36,12 +36,12 @@ from fastcore.basics import patch
 from ..digest import canonical, digest, digest_code
 from ..durable import write_atomic, write_once
 from ..events import LATEST
-from ..notes import Checkpoint, checkpoint_text, sign_note
-from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, from_json
+from ..notes import Checkpoint, check_note, checkpoint_text, sign_note
+from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, counted, from_json
 from ..settings import EVENTS, Settings, find_root, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
-from ..stages.signals import as_known_at, need_columns, need_utc, training_frame
+from ..stages.signals import as_known_at, need_columns, need_label, need_utc, training_frame
 from ..stages.train import fixed_params
 from ..stores import keys, origin
 from ..stores.artifacts import Artifacts
@@ -258,11 +258,26 @@ def checkpoint(self:Workbench,
     return sign_note(checkpoint_text(Checkpoint(signer.name, size, root)), signer.name, signer.public, signer.sign)
 
 # %% ../../nbs/services/33_workbench.ipynb #28d6fdcc
+def _see_head(
+    connection:Any,     # A transaction that writes
+    last:tuple[int, str], # The newest head: how many entries it covers, and its note
+    named:Any           # The newest entry that names a key
+) -> None:
+    "An error unless the newest head covers all entries and carries the signature of the key in force: what we sign next vouches for all before it"
+    import sqlalchemy as sa
+    from retrain_nb.stores import ledger
+    count = connection.execute(sa.select(sa.func.max(ledger.table.c.seq))).scalar() or 0
+    if last[0] != count: raise VerificationError(f"the ledger has {counted(count, 'entry', 'entries')}, and its newest signed head covers {last[0]:,}.", ledger.CURE)
+    keys = [named.body["vkey"], *([named.body["previous"]] if last[0] == named.seq and named.body["previous"] else [])] # A handing over is signed by who hands over
+    try: check_note(last[1], keys)
+    except VerificationError as e: raise VerificationError(f"the newest signed head of the ledger is not ours: {e.cause}", ledger.CURE) from e
+
+# %% ../../nbs/services/33_workbench.ipynb #af8d5547
 @patch
 def vouch(self:Workbench,
     pen:Any # That `writing` gives
 ) -> None:
-    "See that the last head was signed with our key; in a ledger that nobody has signed yet, enter the key"
+    "See that the last head covers every entry and was signed with our key; in a ledger that nobody has signed yet, enter the key"
     from retrain_nb.stores import ledger
     last, named = ledger.last_head(pen.connection), ledger.newest(pen.connection, "ledger.key")
     if last is None and named: raise VerificationError("the signed heads of the ledger are gone.", ledger.CURE)
@@ -273,6 +288,7 @@ def vouch(self:Workbench,
     elif named is None or named.body["vkey"] != self.signer.vkey:
         raise VerificationError(f"the ledger is signed with the key {named.body['vkey'] if named else 'of nobody'}, and {self.key_path} is another.",
                                 "Name the right one under [ledger] key in settings.ini, or hand over to this one with `retrain-nb key`.")
+    else: _see_head(pen.connection, last, named)
 
 # %% ../../nbs/services/33_workbench.ipynb #dfcff9a9
 @patch
@@ -355,6 +371,14 @@ def signals(self:Workbench,
     return training_frame(predictions, outcomes, moment, s.key, s.time, s.label, s.label_time)
 
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46
+def _need_open_label(book:Any) -> None:
+    "Refuse a label that no model may learn from, or classes whose names nobody may see in a verdict"
+    source = book.settings.source
+    several = source.task == "multiclass"
+    if source.label not in (book.contract.hidden if several else book.contract.withheld): return
+    raise SettingsError(f"the contract tags the label `{source.label}`, " + ("and verdicts name classes." if several else "so no model may learn from it."),
+                        "Give classes neutral names in the source, and take the tag off." if several else "Take the tag off, or let a person decide: `tag = \"granted\"` in the contract.")
+
 @patch
 def freeze(self:Workbench,
     as_of:datetime, # UTC
@@ -366,6 +390,8 @@ def freeze(self:Workbench,
     frame = rows(as_of) if source.rows == EVENTS else rows()
     need_columns(frame, [source.key, source.time, source.label, source.label_time], name)
     need_utc(frame, [source.time, source.label_time], name)
+    need_label(frame, source.label, source.task, name)
+    _need_open_label(self)
     known = as_known_at(frame, as_of, source.time, source.label, source.label_time)
     if known.empty: raise DataError(f"{name} has no row before {iso(as_of)}.", f"Its first is at {iso(frame[source.time].min())}; choose a later moment." if len(frame) else "It gave no rows at all.")
     snapshot = self.snapshots.freeze(known, source.time)
@@ -422,6 +448,6 @@ def recipe(self:Workbench,
     package = Path(str(files("retrain_nb")))
     return Recipe(as_of=iso(as_of), snapshot=snapshot.digest, contract=digest(self.contract_text.encode()),
         view=view.name, view_code=view_digest(view), train_start=iso(split.train.start), cut=iso(split.cut), end=iso(split.test.end),
-        trainer=f"lightgbm {version('lightgbm')}", params=fixed_params({**trainer.params, "rounds": trainer.rounds}, trainer.threads, seed), seed=seed,
-        champion=champion, policy=digest(policy(self.settings)), environment=digest(origin.environment()),
+        trainer=f"lightgbm {version('lightgbm')}", params=fixed_params({**trainer.params, "rounds": trainer.rounds}, trainer.threads, seed, self.settings.source.task),
+        seed=seed, champion=champion, policy=digest(policy(self.settings)), environment=digest(origin.environment()),
         code=origin.package_code(package), commit=commit, dirty=dirty)

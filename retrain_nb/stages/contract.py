@@ -15,14 +15,14 @@ import difflib
 import importlib
 import operator
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 from ..promises import ColumnRules, Contract, Reference, TableRules, Tree, parse_relation, relation_columns
-from ..records import FAIL, INSUFFICIENT, PASS, Verdict, combine
+from ..records import FAIL, INSUFFICIENT, PASS, Verdict, combine, counted
 from ..windows import iso, parse_time
 
 if TYPE_CHECKING: # Only names for the type checker: who reads a contract loads no pandas
@@ -125,7 +125,7 @@ def _table_findings(
     import pandas as pd
     n, key, time = len(frame), _presence(frame, rules.key, "key"), _presence(frame, rules.time, "time")
     found = [Finding(Verdict(name="rows", outcome=PASS if n >= rules.min_rows else INSUFFICIENT, value=n, threshold=rules.min_rows, n=n,
-                             reason=f"{n:,} rows, at least {rules.min_rows:,} are needed"))]
+                             reason=f"{counted(n, 'row')}, at least {rules.min_rows:,} are needed"))]
     if key.verdict.outcome != PASS: found.append(key)
     else: found.append(_rows_finding("key", rules.key, frame[rules.key].duplicated(keep=False) | frame[rules.key].isna(),
                                      "share their key or have none", "have a key of their own"))
@@ -191,16 +191,14 @@ def _pandera() -> Any:
 
 # %% ../../nbs/stages/10_contract.ipynb #be3701f7
 def schema(
-    contract:Contract,     # Any
-    columns:Iterable[str]  # Which of its columns
-) -> Any:                  # A `pandera.polars.DataFrameSchema`
+    columns:Mapping[str, ColumnRules] # Plain name to promises
+) -> Any:                             # A `pandera.polars.DataFrameSchema`
     "The promises of `columns` as pandera checks; each names at most `SHOWN` rows"
     import polars as pl
     pa = _pandera()
     def check(rule:Rule) -> Any:
         return pa.Check(lambda data: data.lazyframe.select(~rule.bad(pl.col(data.key))), name=rule.name, n_failure_cases=SHOWN)
-    return pa.DataFrameSchema({name: pa.Column(None, [check(rule) for rule in column_rules(contract.columns[name])], nullable=True)
-                               for name in columns})
+    return pa.DataFrameSchema({name: pa.Column(None, [check(rule) for rule in column_rules(rules)], nullable=True) for name, rules in columns.items()})
 
 # %% ../../nbs/stages/10_contract.ipynb #4fa50568
 def _to_polars(
@@ -225,10 +223,11 @@ def _failures(
 ) -> dict[tuple[str, str], list[int|None]]: # Column and rule to positions of the first bad rows; None where the check crashed
     "Which rules of which columns fail, by pandera"
     from pandera.errors import SchemaErrors
-    try: schema(contract, table.columns).validate(table, lazy=True)
+    names = {f"c{i}": name for i, name in enumerate(table.columns)} # To polars `^a$` is a pattern and `*` is everything
+    try: schema({alias: contract.columns[name] for alias, name in names.items()}).validate(table.rename(dict(zip(table.columns, names))), lazy=True)
     except SchemaErrors as e:
         failed:dict[tuple[str, str], list[int|None]] = {}
-        for row in e.failure_cases.iter_rows(named=True): failed.setdefault((row["column"], row["check"]), []).append(row["index"])
+        for row in e.failure_cases.iter_rows(named=True): failed.setdefault((names[row["column"]], row["check"]), []).append(row["index"])
         return failed
     return {}
 
@@ -254,7 +253,7 @@ def _column_finding(
     import polars as pl
     name, n = f"{values.name}.{rule.name}", len(values)
     if None in rows: return Finding(Verdict(name=name, outcome=INSUFFICIENT, reason="the check crashed", n=n), values.name)
-    bad = values.to_frame().select(bad=rule.bad(pl.col(values.name)))["bad"].fill_null(False)
+    bad = values.to_frame("x").select(bad=rule.bad(pl.col("x")))["bad"].fill_null(False)
     count = int(bad.sum())
     verdict = Verdict(name=name, outcome=FAIL, n=n, value=count/n if rule.name == "missing" else count, threshold=rule.threshold,
                       reason=f"{count:,} of {n:,} rows {rule.reason}{_examples(values.filter(bad), rules)}")
@@ -274,7 +273,7 @@ def _column_findings(
     presence = {c: _presence(frame, c, rules.kind) for c, rules in named.items()}
     sound = [c for c in named if presence[c].verdict.outcome == PASS]
     others = {c: k for c, k in ((contract.table.key, "key"), (contract.table.time, "time")) if c not in named and _presence(frame, c, k).verdict.outcome == PASS}
-    table = pl.DataFrame([_to_polars(frame[c], named[c].kind) for c in sound])
+    table = pl.DataFrame({c: _to_polars(frame[c], named[c].kind) for c in sound})
     failed = _failures(table, contract) if sound else {}
     found = [_column_finding(table[c], rule, named[c], failed[c, rule.name])
              for c in sound for rule in column_rules(named[c]) if (c, rule.name) in failed]
@@ -283,8 +282,8 @@ def _column_findings(
     found += [f for f in moved if f.verdict.outcome != PASS]
     good = [c for c in sound if c not in {f.about for f in found}]
     kept = sum(1 + len(column_rules(named[c])) + bool(named[c].reference) for c in good)
-    passed = Verdict(name="columns", outcome=PASS, n=len(frame), reason=f"{len(good)} columns keep all of their {kept} promises")
-    if contract.table.unique or contract.table.relations: table = table.with_columns([_to_polars(frame[c], k) for c, k in others.items()])
+    passed = Verdict(name="columns", outcome=PASS, n=len(frame), reason=f"{counted(len(good), 'column keeps all of its', 'columns keep all of their')} {counted(kept, 'promise')}")
+    if contract.table.unique or contract.table.relations: table = pl.DataFrame({**{c: table[c] for c in sound}, **{c: _to_polars(frame[c], k) for c, k in others.items()}})
     together = [_unique(names, table) for names in contract.table.unique] + [_relation(text, table) for text in contract.table.relations]
     return [*forbidden, *absent, *found, *together, *([Finding(passed)] if good else [])]
 
@@ -292,11 +291,11 @@ def _column_findings(
 COMPUTE:dict[str, Callable[..., Any]] = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "<": operator.lt, "<=": operator.le,
     ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne, "and": operator.and_, "or": operator.or_, "not": operator.invert}
 
-def _expression(tree:Tree) -> Expression:
-    "A relation as a polars expression"
+def _expression(tree:Tree, alias:Mapping[str, str]) -> Expression:
+    "A relation as a polars expression; `alias` has a plain name for each column"
     import polars as pl
-    if tree[0] in ("column", "number"): return pl.col(tree[1]) if tree[0] == "column" else pl.lit(tree[1])
-    parts = [_expression(part) for part in tree[1:]]
+    if tree[0] in ("column", "number"): return pl.col(alias[tree[1]]) if tree[0] == "column" else pl.lit(tree[1])
+    parts = [_expression(part, alias) for part in tree[1:]]
     return COMPUTE["not"](*parts) if tree[0] == "not" else reduce(COMPUTE[tree[0]], parts)
 
 def _relation(
@@ -307,8 +306,10 @@ def _relation(
     import polars as pl
     names = relation_columns(tree := parse_relation(text))
     if lost := [c for c in names if c not in table.columns]: return Finding(Verdict(name=text, outcome=INSUFFICIENT, reason=f"there is no sound column `{lost[0]}`", n=len(table)))
-    present = pl.all_horizontal([pl.col(c).is_not_nan().fill_null(False) if table[c].dtype.is_float() else pl.col(c).is_not_null() for c in names])
-    try: bad = table.select(bad=(~_expression(tree) & present).fill_null(False))["bad"]
+    alias = {c: f"x{i}" for i, c in enumerate(names)}
+    used = pl.DataFrame({alias[c]: table[c] for c in names})
+    present = pl.all_horizontal([pl.col(alias[c]).is_not_nan().fill_null(False) if table[c].dtype.is_float() else pl.col(alias[c]).is_not_null() for c in names])
+    try: bad = used.select(bad=(~_expression(tree, alias) & present).fill_null(False))["bad"]
     except Exception as e: return Finding(Verdict(name=text, outcome=INSUFFICIENT, reason=f"it cannot be computed ({type(e).__name__})", n=len(table)))
     return _rows_finding(text, tuple(names), bad, f"do not keep `{text}`", f"keep `{text}`")
 
@@ -317,9 +318,10 @@ def _unique(
     table:Any        # polars frame
 ) -> Finding:
     "Does no other row have the same values?"
+    import polars as pl
     rule = f"unique {', '.join(names)}"
     if lost := [c for c in names if c not in table.columns]: return Finding(Verdict(name=rule, outcome=INSUFFICIENT, reason=f"there is no sound column `{lost[0]}`", n=len(table)))
-    return _rows_finding(rule, tuple(names), table.select(names).is_duplicated(), f"share their {', '.join(names)}", f"have {', '.join(names)} of their own")
+    return _rows_finding(rule, tuple(names), pl.DataFrame({c: table[c] for c in names}).is_duplicated(), f"share their {', '.join(names)}", f"have {', '.join(names)} of their own")
 
 # %% ../../nbs/stages/10_contract.ipynb #e1eae37c
 CHANCE = 0.001 # How often a column that did not move may seem to

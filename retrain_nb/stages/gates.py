@@ -1,6 +1,6 @@
 """May this model serve?
 
-Takes scores, labels and an evaluation; gives verdicts: PASS, FAIL or INSUFFICIENT, each with its numbers.
+Takes scores, labels, their task and an evaluation; gives verdicts: PASS, FAIL or INSUFFICIENT, each with its numbers.
 Promises to fail closed: a missing metric, margin, label, rival or check, and a check that crashed, is INSUFFICIENT and
 never PASS. A *refresh* must show that it does no harm; a first model must show that it is better than knowing nothing."""
 
@@ -12,35 +12,49 @@ __all__ = ['P', 'NEEDED', 'GatePolicy', 'guarded', 'sanity', 'data_health', 'mat
 
 # %% ../../nbs/stages/14_gates.ipynb #6771a46a
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from typing import Any, ParamSpec, Protocol
 
 import numpy as np
 import pandas as pd
 
-from ..records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine, guard
+from ..records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine, counted, guard
+from ..tasks import UNITS, class_codes, class_list, task_of, told
 
 # %% ../../nbs/stages/14_gates.ipynb #56b181f6
+def _share(
+    margin:Any # Of a policy
+) -> float|None: # Such as 0.01; None if it is not a share
+    "The share that a margin such as `1%` stands for"
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)%", margin) if isinstance(margin, str) else None
+    return float(found[1])/100 if found else None
+
 @dataclass(frozen=True, kw_only=True)
 class GatePolicy:
     "What a candidate must show; the keys of [gates] in the settings"
     alpha:float = 0.05           # One-sided error of each gate
     min_rows:int = 1000          # Fewest labelled rows, in training and in test
-    min_positives:int = 50       # Fewest rows of the rarer class, in training and in test
+    min_positives:int = 50       # Fewest rows of the rarest class, or with another number than the commonest, in training and in test
     min_days:int = 7             # Fewest days, in training and in test
     max_unlabelled:float = 0.05  # Largest share of test rows without a label
-    margins:dict[str, float] = field(default_factory=dict) # Metric to the largest harm a refresh may do, in the metric's unit
-    min_gain:float = 0.0         # Gain in log loss over the base rate that a first model must exceed
+    margins:dict[str, float|str] = field(default_factory=dict) # Metric to the largest harm a refresh may do: in the metric's unit, or such as `1%` of the champion's value
+    min_gain:float = 0.0         # Gain over the base rate that a first model must exceed, in the goal of the task
     def __post_init__(self):
-        wrong = [f"{k} {v!r}" for k, v, least, most in (
+        margins = {m: v if isinstance(v, float | int) else _share(v) for m, v in self.margins.items()}
+        wrong = [f"margin of {m} {self.margins[m]!r}" for m, v in margins.items() if v is None or not 0 <= v <= 1e15] + [f"{k} {v!r}" for k, v, least, most in (
             ("alpha", self.alpha, 1e-9, 0.499), ("min_rows", self.min_rows, 1, 1e15), ("min_positives", self.min_positives, 1, 1e15),
-            ("min_days", self.min_days, 2, 1e15), ("max_unlabelled", self.max_unlabelled, 0, 0.999), ("min_gain", self.min_gain, 0, 1e15),
-            *((f"margin of {m}", v, 0, 1e15) for m, v in self.margins.items())) if not least <= v <= most]
+            ("min_days", self.min_days, 2, 1e15), ("max_unlabelled", self.max_unlabelled, 0, 0.999), ("min_gain", self.min_gain, 0, 1e15)) if not least <= v <= most]
         if wrong: raise SettingsError(f"[gates] {', '.join(wrong)}: not usable.", "The notebook `14_gates` says what each key means.")
     @property
     def level(self) -> float: return 1 - 2*self.alpha # Coverage of the two-sided interval that serves one-sided tests
+    def absolute(self, champion:Mapping[str, Estimate]) -> dict[str, float]: # The champion's own metrics to margins in their unit; one that cannot be told is absent
+        "What the margins come to on the rows at hand"
+        shares = {m: (_share(v), champion.get(m)) for m, v in self.margins.items() if isinstance(v, str)}
+        known = {m: s*abs(e.value) for m, (s, e) in shares.items() if s is not None and e is not None and math.isfinite(e.value)}
+        return {m: float(v) if m not in shares else known[m] for m, v in self.margins.items() if m not in shares or m in known}
 
 # %% ../../nbs/stages/14_gates.ipynb #39a6605e
 P = ParamSpec("P")
@@ -58,49 +72,73 @@ def _holds(name:str, wrong:int, n:int, what:str) -> Verdict:
     reason = f"{wrong:,} of {n:,} {what}" if wrong else f"none of {n:,} {what}"
     return Verdict(name=name, outcome=FAIL if wrong else PASS, reason=reason, value=float(wrong), n=n, threshold=0.0, method="count")
 
-def _label(y:np.ndarray) -> Verdict:
-    "Are labels 0 and 1, both there?"
-    known = y[~np.isnan(y)]
-    wrong, classes = int((~np.isin(known, (0, 1))).sum()), len(np.unique(known))
-    if wrong: return _holds("label", wrong, len(known), "labels are neither 0 nor 1")
-    reason = "no label is known" if classes == 0 else f"{len(known):,} labels, {'both classes' if classes == 2 else f'all {known[0]:.0f}'}"
-    return Verdict(name="label", outcome=PASS if classes == 2 else INSUFFICIENT, reason=reason, value=float(classes), n=len(known),
-                   threshold=2.0, method="count of classes")
+def _label(y:pd.Series, task:str, classes:Sequence[Any]) -> Verdict:
+    "Are labels of the kind that the task wants, and not all the same?"
+    known = y.dropna()
+    numbers = np.zeros(0) if task == "multiclass" else known.to_numpy("float64")
+    wrong = int(((~np.isin(numbers, (0, 1))) if task == "binary" else np.isinf(numbers)).sum())
+    if wrong: return _holds("label", wrong, len(known), "labels are neither 0 nor 1" if task == "binary" else "labels are infinite")
+    values = class_list(known) if task == "multiclass" else np.unique(numbers)
+    found, enough, what = len(values), len(values) > 1, "different numbers" if task == "regression" else "classes"
+    all_ = "both classes" if task == "binary" else f"{found:,} {what}"
+    reason = "no label is known" if not found else f"{counted(len(known), 'label')}, {all_ if enough else f'all {values[0]}' if task == 'multiclass' else f'all {values[0]:g}'}"
+    if task == "multiclass" and (lost := int((class_codes(known, classes) < 0).sum())):
+        enough, reason = False, f"{reason}; {lost:,} of classes that the candidate never saw: {_names([c for c in values if c not in classes])}"
+    return Verdict(name="label", outcome=PASS if enough else INSUFFICIENT, reason=reason, value=float(found), n=len(known),
+                   threshold=2.0, method=f"count of {what}")
+
+def _names(classes:Sequence[Any]) -> str:
+    "Some classes by name"
+    return ", ".join(f"`{c}`" for c in classes[:3]) + (f" and {len(classes) - 3:,} more" if len(classes) > 3 else "")
 
 # %% ../../nbs/stages/14_gates.ipynb #83a03d6b
 @guarded
 def sanity(
-    score:np.ndarray|pd.Series, # (n,) scores of the candidate on the test rows
-    y:np.ndarray|pd.Series      # (n,) their labels, missing where not known
-) -> Verdict:                   # Of `length`, `finite`, `range`, `varied`, `label`
+    score:np.ndarray|pd.Series|pd.DataFrame, # (n,) scores of the candidate on the test rows; with several classes (n, k), a column for each
+    y:np.ndarray|pd.Series,                  # (n,) their labels, missing where not known
+    task:str="binary"                        # Of `tasks.TASKS`
+) -> Verdict:                                # Of `length`, `finite`, `range`, `sums`, `varied`, `label`, as the task has them
     "Is this the output of a working model, and a label one can judge it by?"
-    p, label = np.asarray(score, dtype="float64"), np.asarray(y, dtype="float64")
-    fits, distinct = p.ndim == 1 and p.shape == label.shape, len(np.unique(p))
-    length = Verdict(name="length", outcome=(PASS if p.size else INSUFFICIENT) if fits else FAIL, n=p.size,
+    p, label, several = np.asarray(score, dtype="float64"), np.asarray(y, dtype=None if task == "multiclass" else "float64"), task == "multiclass"
+    fits = p.ndim == 1 + several and p.shape[:1] == label.shape
+    length = Verdict(name="length", outcome=(PASS if p.size else INSUFFICIENT) if fits else FAIL, n=len(p),
                      reason=f"scores have shape {p.shape}, labels {label.shape}" + ("" if p.size else "; there are no test rows"))
     if length.outcome != PASS: return combine("sanity", [length])
+    rows = p if several else p[:, None]
+    distinct = len(np.unique(p)) if not several else 1 + int((p != p[0]).any())
+    count = lambda wrong: int(wrong.any(axis=1).sum())
+    checks = [length, _holds("finite", count(~np.isfinite(rows)), len(p), "scores are missing or infinite")]
+    if task_of(task).name != "regression": checks.append(_holds("range", count((rows < 0) | (rows > 1)), len(p), "scores are outside 0 to 1"))
+    if several: checks.append(_holds("sums", count(~(abs(rows.sum(axis=1, keepdims=True) - 1) < 1e-6)), len(p), "rows of scores do not sum to 1"))
     varied = Verdict(name="varied", outcome=PASS if distinct > 1 else FAIL, value=float(distinct), n=len(p), threshold=2.0,
-                     reason=f"{distinct:,} different scores in {len(p):,} rows")
-    return combine("sanity", [length, _holds("finite", int((~np.isfinite(p)).sum()), len(p), "scores are missing or infinite"),
-                              _holds("range", int(((p < 0) | (p > 1)).sum()), len(p), "scores are outside 0 to 1"), varied, _label(label)])
+                     reason=f"{counted(distinct, 'different score')} in {counted(len(p), 'row')}" if not several or distinct == 1 else f"scores differ in {counted(len(p), 'row')}")
+    return combine("sanity", [*checks, varied, _label(pd.Series(y).reset_index(drop=True), task, list(score.columns) if isinstance(score, pd.DataFrame) else [])])
 
 # %% ../../nbs/stages/14_gates.ipynb #360210a3
-def _enough(name:str, found:int, least:int, what:str) -> Verdict:
+def _enough(name:str, found:int, least:int, one:str, what:str) -> Verdict:
     "INSUFFICIENT if there is less than `least`"
     return Verdict(name=name, outcome=PASS if found >= least else INSUFFICIENT, value=float(found), threshold=float(least), n=found,
-                   reason=f"{found:,} {what}, at least {least:,} wanted", method="count")
+                   reason=f"{counted(found, one)} {what}, at least {least:,} wanted", method="count")
 
-def _amounts(where:str, y:Any, days:Any, policy:GatePolicy) -> list[Verdict]:
+def _rarest(where:str, label:pd.Series, classes:Sequence[Any], least:int, task:str) -> Verdict:
+    "Is there enough of each class, or of each number but the commonest?"
+    if task == "regression": return _enough(f"{where} spread", len(label) - int(max(label.value_counts(), default=0)), least, "row", "with another label than the commonest")
+    counts = np.bincount(class_codes(label, classes), minlength=len(classes)) if len(classes) else np.zeros(1, dtype="int64")
+    if task == "binary": return _enough(f"{where} rarer class", int(counts.min()), least, "row", "of the rarer class")
+    few = [classes[i] for i in np.argsort(counts, kind="stable") if counts[i] < least] if len(classes) else []
+    rarer = _enough(f"{where} rarest class", int(counts.min()) if len(classes) > 1 else 0, least, "row", "of the rarest class")
+    return replace(rarer, reason=f"{rarer.reason}; {len(few):,} of {len(classes):,} classes have too few: {_names(few)}") if few else rarer
+
+def _amounts(where:str, y:Any, days:Any, policy:GatePolicy, task:str, classes:Sequence[Any]) -> list[Verdict]:
     "Rows, rarer class and days of one part of the data"
-    label, when = np.asarray(y, dtype="float64"), pd.Series(days).reset_index(drop=True)
-    if len(label) != len(when): raise ValueError(f"{len(label)} labels but {len(when)} days in {where}")
-    known = ~np.isnan(label)
-    rarer = min(int((label == c).sum()) for c in (0, 1))
-    seen = when[known].dropna()
+    label, when = pd.Series(y).reset_index(drop=True), pd.Series(days).reset_index(drop=True)
+    if task != "multiclass": label = label.astype("float64")
+    if len(label) != len(when): raise ValueError(f"{counted(len(label), 'label')} but {counted(len(when), 'day')} in {where}")
+    seen = when[label.notna()].dropna()
     if pd.api.types.is_datetime64_any_dtype(seen): seen = seen.dt.floor("D")
-    return [_enough(f"{where} rows", int(known.sum()), policy.min_rows, "rows with a label"),
-            _enough(f"{where} rarer class", rarer, policy.min_positives, "rows of the rarer class"),
-            _enough(f"{where} days", int(seen.nunique()), policy.min_days, "days with a label")]
+    return [_enough(f"{where} rows", int(label.notna().sum()), policy.min_rows, "row", "with a label"),
+            _rarest(where, label.dropna(), classes, policy.min_positives, task),
+            _enough(f"{where} days", int(seen.nunique()), policy.min_days, "day", "with a label")]
 
 # %% ../../nbs/stages/14_gates.ipynb #b4374f80
 @guarded
@@ -109,10 +147,13 @@ def data_health(
     days_train:pd.Series|np.ndarray, # (m,) their days, as names, dates or moments (UTC days)
     y_test:pd.Series|np.ndarray,     # (n,) test labels, missing where not known
     days_test:pd.Series|np.ndarray,  # (n,) their days
-    policy:GatePolicy                # `min_rows`, `min_positives`, `min_days`
-) -> Verdict:                        # Of rows, rarer class and days, for training and test
+    policy:GatePolicy,               # `min_rows`, `min_positives`, `min_days`
+    task:str="binary"                # Of `tasks.TASKS`
+) -> Verdict:                        # Of rows, rarer class (or spread) and days, for training and test
     "Is there enough data to train on and to judge by?"
-    return combine("data health", _amounts("training", y_train, days_train, policy) + _amounts("test", y_test, days_test, policy))
+    classes = (0, 1) if task_of(task).name == "binary" else tuple(sorted({*class_list(y_train, task), *class_list(y_test, task)}))
+    parts = (("training", y_train, days_train), ("test", y_test, days_test))
+    return combine("data health", [v for where, y, days in parts for v in _amounts(where, y, days, policy, task, classes)])
 
 # %% ../../nbs/stages/14_gates.ipynb #4b9972af
 @guarded
@@ -121,9 +162,9 @@ def maturity(
     policy:GatePolicy       # `max_unlabelled`
 ) -> Verdict:
     "Are enough of the test rows' labels known?"
-    label = np.asarray(y, dtype="float64")
+    label = pd.Series(y)
     if not len(label): return Verdict(name="maturity", outcome=INSUFFICIENT, reason="there are no test rows", n=0)
-    share = float(np.isnan(label).mean())
+    share = float(label.isna().mean())
     return Verdict(name="maturity", outcome=PASS if share <= policy.max_unlabelled else INSUFFICIENT, value=share, n=len(label),
                    threshold=policy.max_unlabelled, method="share of rows without a label",
                    reason=f"{share:.1%} of {len(label):,} test rows have no label yet, at most {policy.max_unlabelled:.1%} may")
@@ -135,17 +176,17 @@ def _trouble(metric:str, differences:Mapping[str, Estimate], policy:GatePolicy) 
     if e is None: return f"no difference in {metric} was measured; measured are: {', '.join(differences) or 'none'}"
     if not (math.isfinite(e.low) and math.isfinite(e.high) and e.low <= e.value <= e.high): return "its interval is not usable"
     if not math.isclose(e.level, policy.level, abs_tol=1e-9): return f"its interval covers {e.level:.1%}, wanted is {policy.level:.1%}"
-    if e.n < policy.min_rows: return f"it rests on {e.n:,} rows, at least {policy.min_rows:,} wanted"
-    if e.clusters < policy.min_days: return f"it rests on {e.clusters:,} days, at least {policy.min_days:,} wanted"
+    if e.n < policy.min_rows: return f"it rests on {counted(e.n, 'row')}, at least {policy.min_rows:,} wanted"
+    if e.clusters < policy.min_days: return f"it rests on {counted(e.clusters, 'day')}, at least {policy.min_days:,} wanted"
     return ""
 
 # %% ../../nbs/stages/14_gates.ipynb #4ce53fbf
-def _span(e:Estimate) -> str:
+def _span(metric:str, e:Estimate) -> str:
     "An interval in words"
-    if max(abs(e.low), abs(e.high)) < 0.00005: return "no different"
-    if e.low >= 0: return f"worse by {e.low:.4f} to {e.high:.4f}"
-    if e.high <= 0: return f"better by {-e.high:.4f} to {-e.low:.4f}"
-    return f"between {-e.low:.4f} better and {e.high:.4f} worse"
+    if max(abs(e.low), abs(e.high)) < (0.00005 if metric not in UNITS else 1e-300): return "no different"
+    if e.low >= 0: return f"worse by {told(metric, e.low)} to {told(metric, e.high)}"
+    if e.high <= 0: return f"better by {told(metric, -e.high)} to {told(metric, -e.low)}"
+    return f"between {told(metric, -e.low)} better and {told(metric, e.high)} worse"
 
 def _outlook(
     e:Estimate, # A difference with `detectable`
@@ -156,22 +197,25 @@ def _outlook(
     if e.detectable is None or room <= 0: return "more days would hardly decide it"
     more = math.ceil(e.clusters*(e.detectable/room)**2) - e.clusters
     if more <= 0: return f"{who} would most likely have passed by now"
-    return f"{who} would need about {more:,} more days like these" if more < 3650 else f"{who} would need more than ten years of such days"
+    return f"{who} would need about {counted(more, 'more day like this', 'more days like these')}" if more < 3650 else f"{who} would need more than ten years of such days"
 
 # %% ../../nbs/stages/14_gates.ipynb #0bcc3d8d
 @guarded
 def rail(
     metric:str,                        # Such as `log_loss`
     differences:Mapping[str, Estimate],# Candidate against champion, positive is worse
-    policy:GatePolicy                  # `margins`, `alpha` and minimal evidence
+    policy:GatePolicy,                 # `margins`, `alpha` and minimal evidence
+    champion:Mapping[str, Estimate]|None=None # The champion's own metrics, for a margin that is a share of one
 ) -> Verdict:
     "Is the candidate not worse than the champion by more than the margin?"
-    margin, trouble = policy.margins.get(metric), _trouble(metric, differences, policy)
-    if margin is None: return Verdict(name=metric, outcome=INSUFFICIENT, reason=f"no margin is set for {metric}")
+    given, margin, trouble = policy.margins.get(metric), policy.absolute(champion or {}).get(metric), _trouble(metric, differences, policy)
+    if given is None: return Verdict(name=metric, outcome=INSUFFICIENT, reason=f"no margin is set for {metric}")
+    if margin is None: return Verdict(name=metric, outcome=INSUFFICIENT, reason=f"the margin is {given} of the champion's {metric}, which was not measured")
     if trouble: return Verdict(name=metric, outcome=INSUFFICIENT, reason=trouble, threshold=margin)
     e = differences[metric]
     outcome = PASS if e.high <= margin else FAIL if e.low > 0 else INSUFFICIENT
-    reason = f"{_span(e)}, margin {margin:.4f}"
+    reason = f"{_span(metric, e)}, margin {told(metric, margin)}"
+    if isinstance(given, str) and champion: reason += f" ({given} of the champion's {told(metric, champion[metric].value)})"
     if outcome == PASS and e.low > 0: reason += ", which allows that"
     if outcome == INSUFFICIENT: reason += f"; {_outlook(e, margin, 'an equal candidate')}"
     return Verdict(name=metric, outcome=outcome, reason=reason, value=e.value, interval=(e.low, e.high), n=e.n, threshold=margin,
@@ -189,13 +233,13 @@ def superiority(
     if trouble: return Verdict(name=metric, outcome=INSUFFICIENT, reason=trouble, threshold=-gain)
     e = differences[metric]
     outcome = PASS if e.high < -gain else FAIL if e.low >= -gain else INSUFFICIENT
-    reason = f"{_span(e)}, more than {gain:.4f} better wanted"
+    reason = f"{_span(metric, e)}, more than {told(metric, gain)} better wanted"
     if outcome == INSUFFICIENT: reason += f"; {_outlook(e, -e.value - gain, 'a gain as measured')}"
     return Verdict(name=metric, outcome=outcome, reason=reason, value=e.value, interval=(e.low, e.high), n=e.n, threshold=-gain,
                    method=f"superiority, one-sided {policy.alpha:g}; {e.method}")
 
 # %% ../../nbs/stages/14_gates.ipynb #59f72403
-NEEDED = ("contract", "privacy", "data health", "maturity", "sanity") # Checks without which nothing passes
+NEEDED = ("contract", "privacy", "data health", "maturity", "unspoiled", "sanity") # Checks without which nothing passes
 
 class Compared(Protocol):
     "What a gate needs to know of an evaluation"
@@ -203,6 +247,10 @@ class Compared(Protocol):
     def rival_name(self) -> str: ... # `champion` or `base rate`
     @property
     def difference(self) -> Mapping[str, Estimate]: ... # Positive: the candidate is worse
+    @property
+    def rival(self) -> Mapping[str, Estimate]: ... # The rival's own metrics
+    @property
+    def task(self) -> str: ... # Of `tasks.TASKS`
 
 def _given(checks:Sequence[Verdict], evaluation:Compared, rival:str) -> list[Verdict]:
     "`checks`, and one INSUFFICIENT for each that is missing or a wrong rival"
@@ -219,7 +267,7 @@ def refresh(
     policy:GatePolicy         # Its margins say which rails there are
 ) -> Verdict:                 # PASS only if all checks and all rails pass
     "May a newly trained model of the same procedure replace the champion?"
-    rails = [rail(metric, evaluation.difference, policy) for metric in policy.margins]
+    rails = [rail(metric, evaluation.difference, policy, evaluation.rival) for metric in policy.margins]
     if not rails: rails = [Verdict(name="rails", outcome=INSUFFICIENT, reason="no margin is set, so nothing guards against harm")]
     return combine("refresh", [*_given(checks, evaluation, "champion"), *rails])
 
@@ -229,9 +277,9 @@ def bootstrap(
     evaluation:Compared,      # Candidate against the base rate of its training labels
     checks:Sequence[Verdict], # All of `NEEDED`, and any others
     policy:GatePolicy         # `min_gain`, `alpha` and minimal evidence
-) -> Verdict:                 # PASS only if all checks pass and the log loss is better
+) -> Verdict:                 # PASS only if all checks pass and the goal of the task is better
     "May a first model serve, where none does yet?"
-    return combine("bootstrap", [*_given(checks, evaluation, "base rate"), superiority("log_loss", evaluation.difference, policy)])
+    return combine("bootstrap", [*_given(checks, evaluation, "base rate"), superiority(task_of(evaluation.task).goal, evaluation.difference, policy)])
 
 # %% ../../nbs/stages/14_gates.ipynb #2423aab1
 @guarded

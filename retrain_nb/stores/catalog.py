@@ -49,7 +49,7 @@ CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_o
 sa.Index("ix_champions_model", CHAMPIONS.c.model, CHAMPIONS.c.seq)
 REFUSALS = _table("refusals", "entry", text=(sa.Text, "model run as_of outcome reason"), json=(JSON, "verdict"))
 RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state planned_at started_at ended_at host"),
-              more=(sa.Text, "lease_until cause outcome model notebook record report decision reason"),
+              more=(sa.Text, "lease_until cause outcome model notebook record report decision reason decided"),
               whole=(sa.BigInteger, "attempt pid"), number=(sa.Double, "seconds cpu_seconds kernel_start_cpu_seconds peak_mb"),
               json=(JSON, "parameters cell verdict metrics"))
 MENTIONS = sa.Table("mentions", metadata, # A row for each name in an entry, whatever its kind
@@ -120,18 +120,20 @@ def _run_ended(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> N
     if body.get("model"): _put(connection, MODELS, body["model"], seq, {}, {"at": at, **_pick(body, "run", "outcome", "metrics")})
 
 # %% ../../nbs/stores/23_catalog.ipynb #be67d6cc
+def _outcome(body:dict[str, Any]) -> str|None: return (body.get("verdict") or {}).get("outcome") # Of the verdict that a decision rests on
+
 def _champion_set(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "A model began to serve"
     cells = _pick(body, "run", "snapshot", "as_of", "previous", "decision", "verdict", "by", "reason")
     _put(connection, CHAMPIONS, str(seq), seq, {}, {"at": at, "model": body["model"], **cells})
     _put(connection, MODELS, body["model"], seq, {"decision": body.get("decision")})
-    _put(connection, RUNS, body.get("run"), seq, _pick(body, "decision", "reason"))
+    _put(connection, RUNS, body.get("run"), seq, {**_pick(body, "decision", "reason"), "decided": _outcome(body)})
 
 def _champion_kept(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "The candidate of a run was not good enough"
-    cells = {**_pick(body, "model", "run", "as_of", "reason", "verdict"), "outcome": (body.get("verdict") or {}).get("outcome")}
+    cells = {**_pick(body, "model", "run", "as_of", "reason", "verdict"), "outcome": _outcome(body)}
     _put(connection, REFUSALS, str(seq), seq, {}, {"at": at, **cells})
-    _put(connection, RUNS, body.get("run"), seq, {"decision": "kept", **_pick(body, "reason")})
+    _put(connection, RUNS, body.get("run"), seq, {"decision": "kept", "decided": _outcome(body), **_pick(body, "reason")})
 
 def _cycle_ended(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "One turn of the loop, and what it came to"

@@ -38,8 +38,8 @@ class LostError(RetrainError): "There is no connection, or it broke: what was un
 
 IN_WORDS = {
     ("locked", "busy", "lock timeout", "deadlock"): (LockedError, "another process has been writing for too long", "Try again when it is done."),
-    ("disk is full", "database or disk", "disk i/o", "no space"): (RetrainError, "there is no room for another entry",
-        "Free some space on its disk, then run it again; nothing was half-written."),
+    ("disk is full", "database or disk", "disk i/o", "no space"): (RetrainError, "there is no room for another entry, or the disk fails",
+        "Free some space on its disk, or see what is wrong with it, then run it again; nothing was half-written."),
     ("readonly", "read-only", "permission denied"): (RetrainError, "this user may not write to it",
         "Give this user the right to write to the file and its folder, or to the tables."),
     ("unable to open",): (RetrainError, "it cannot be opened", "Check `database` and `store` in settings.ini, and that the folder exists."),
@@ -71,7 +71,7 @@ def _prepare_sqlite(
         mode = journal_mode(sqlite3.sqlite_version_info)
         now = connection.execute("PRAGMA journal_mode").fetchone()[0]
         if now not in (mode, "memory"): connection.execute(f"PRAGMA journal_mode={mode}")
-        connection.execute(f"PRAGMA synchronous={'FULL' if mode == 'wal' else 'EXTRA'}")
+        connection.execute("PRAGMA synchronous=EXTRA") # FULL, and the folder as well where a journal is deleted to commit
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA recursive_triggers=ON") # Else REPLACE deletes past the seat belt
     @event.listens_for(engine, "begin")
@@ -94,7 +94,7 @@ def _address(
     url:str # SQLAlchemy URL
 ) -> URL:   # With the driver that this package uses
     "The parsed address of a database that we know"
-    shown = re.sub(r":[^:@/]*@", ":***@", url)
+    shown = re.sub(r"(?s)^((?:[\w+]+://)?[^:@/]*).*@", r"\1:***@", url.partition("?")[0]) # A password may hold any sign, and may stand behind `?`
     try: address = sa.make_url(url)
     except sa.exc.ArgumentError: raise UsageError(f"`{shown}` is no database address.", "Write it like sqlite:///ledger.db.") from None
     if address.drivername in ("postgres", "postgresql"): address = address.set(drivername="postgresql+psycopg")

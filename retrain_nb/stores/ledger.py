@@ -231,7 +231,7 @@ def seal(
     size, last = connection.execute(sa.select(sa.func.max(table.c.seq))).scalar() or 0, last_head(connection)
     if last and last[0] == size: return last[1]
     if last and (last[0] > size or head(connection, last[0]) != parse_checkpoint(last[1].split("\n\n")[0] + "\n").root):
-        raise VerificationError(f"the first {last[0]} entries of the ledger are not those that were signed.", CURE)
+        raise VerificationError(f"entries 1 to {last[0]} of the ledger are not those that were signed.", CURE)
     note = write(size, head(connection, size))
     connection.execute(heads.insert().values(size=size, note=note))
     return note

@@ -98,17 +98,19 @@ def sources(
     return dict(sorted(found.items()))
 
 # %% ../../nbs/stores/24_origin.ipynb #f351da84
-def _git(root:Path, *words:str) -> bytes|None:
-    "What git says in `root`, or nothing when there is no git or no repository"
-    try: done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.TimeoutExpired): return None
-    return done.stdout if done.returncode == 0 else None
+def _in_repository(root:Path) -> bool:
+    "Whether there is a `.git` at or above `root`, on the same file system: git looks no further"
+    here = root.resolve()
+    return any((folder/".git").exists() for folder in (here, *here.parents) if folder.stat().st_dev == here.stat().st_dev)
 
 def _asked(root:Path, *words:str) -> bytes:
     "What git says in a repository, where it must have an answer"
-    said = _git(root, *words)
-    if said is None: raise RetrainError(f"`git {' '.join(words)}` has no answer in {root}.", "Run it there by hand and see what is wrong.")
-    return said
+    try: done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired) as e: why = str(e)
+    else:
+        if done.returncode == 0: return done.stdout
+        why = " ".join(done.stderr.decode(errors="replace").split()) or f"exit code {done.returncode}"
+    raise RetrainError(f"`git {' '.join(words)}` has no answer in {root}: {why}.", "Run it there by hand and see what is wrong.")
 
 # %% ../../nbs/stores/24_origin.ipynb #728190e0
 CODE = ("*.py", "*.sql")
@@ -144,7 +146,7 @@ def repository(
     without:Sequence[str] = ()# Folders below it that we write ourselves: the store, the reports
 ) -> tuple[str, str, bytes]:  # Commit; digest of what differs; what differs, as canonical JSON. Empty when there is none
     "The commit that `root` is at, and what differs from it"
-    commit = (_git(root, "rev-parse", "HEAD") or b"").decode().strip()
+    commit = _asked(root, "rev-parse", "--revs-only", "HEAD").decode().strip() if _in_repository(root) else ""
     if not commit: return "", "", b""
     top = Path(os.fsdecode(_asked(root, "rev-parse", "--show-toplevel").rstrip(b"\n")))
     ours = [f":(exclude){name}" for name in without if not Path(name).is_absolute() and ".." not in Path(name).parts]

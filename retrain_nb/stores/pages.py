@@ -61,7 +61,7 @@ def read_cells(
     "The cells of a notebook"
     try:
         cells = json.loads(Path(page).read_bytes())["cells"]
-        return [{**c, "source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])} for c in cells]
+        return [{**c, "cell_type": c["cell_type"], "source": "".join(c["source"]), "tags": c["metadata"].get("tags", [])} for c in cells]
     except OSError as e: raise UsageError(f"cannot read the page {page}: {e.strerror}.", "Give the path of a notebook.") from None
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise UsageError(f"{page} is not a notebook: {e!r}.", "Open and save it in JupyterLab.") from None
@@ -77,14 +77,14 @@ def _declaration(
         case _: raise ValueError(f"`{ast.unparse(node)}` declares no parameter")
     if value is None: return Parameter(name=name, type=kind, default=None, help=help)
     try: return Parameter(name=name, type=kind, default=_exactly(kind, ast.literal_eval(value)), help=help)
-    except ValueError as e: raise ValueError(f"the default of `{name}`, {ast.unparse(value)}, is not {WANTED[kind]} ({e})") from None
+    except (ValueError, TypeError) as e: raise ValueError(f"the default of `{name}`, {ast.unparse(value)}, is not {WANTED[kind]} ({e})") from None
 
 # %% ../../nbs/stores/25_pages.ipynb #d0bebc86
 def read_parameters(
     page:Path # A notebook with exactly one code cell tagged `parameters`
 ) -> dict[str, Parameter]: # By name, in the order of the page
     "What `page` can be told, read without running it"
-    found = [c["source"] for c in read_cells(page) if c.get("cell_type") == "code" and "parameters" in c["tags"]]
+    found = [c["source"] for c in read_cells(page) if c["cell_type"] == "code" and "parameters" in c["tags"]]
     if len(found) != 1:
         raise UsageError(f"{Path(page).name} has {len(found)} code cells tagged `parameters`.", "It needs exactly one; nbdev-clean keeps "
                          "the tag if pyproject.toml says `allowed_cell_metadata_keys = [\"tags\"]`.")
@@ -99,7 +99,8 @@ def read_parameters(
             parameter = _declaration(node, notes.get(node.end_lineno or line, ""))
             if parameter.name in declared: raise ValueError(f"`{parameter.name}` is declared twice")
             declared[parameter.name] = parameter
-    except SyntaxError as e: raise UsageError(f"{Path(page).name}, parameters cell, line {e.lineno}: {e.msg}.", FORM) from None
+    except SyntaxError as e: raise UsageError(f"{Path(page).name}, parameters cell, line {e.lineno or line}: {e.msg}.", FORM) from None
+    except (RecursionError, MemoryError): raise UsageError(f"{Path(page).name}, parameters cell: it is nested too deeply.", FORM) from None
     except ValueError as e: raise UsageError(f"{Path(page).name}, parameters cell, line {line}: {e}.", FORM) from None
     return declared
 

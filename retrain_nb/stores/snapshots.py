@@ -24,7 +24,7 @@ from fastcore.basics import patch
 from ..digest import canonical, short
 from ..digest import digest as digest_of
 from ..durable import read_checked, safe_digest, write_once
-from ..records import DataError, UsageError, VerificationError, as_json, from_json
+from ..records import DataError, UsageError, VerificationError, as_json, counted, from_json
 from ..windows import iso
 
 if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
@@ -68,7 +68,7 @@ def _schema(
     schema = [[c, _kind(frame[c])] for c in names]
     if dict(schema)[time] != TIME: raise DataError(f"the time column `{time}` is {frame[time].dtype}.", "It must hold UTC times.")
     if missing := int(frame[time].isna().sum()):
-        raise DataError(f"{missing} rows have no `{time}`.", "Drop them in the source; a row without a time has no month.")
+        raise DataError(f"{counted(missing, 'row has', 'rows have')} no `{time}`.", "Drop them in the source; a row without a time has no month.")
     return schema
 
 # %% ../../nbs/stores/20_snapshots.ipynb #ef5a25cc

@@ -137,7 +137,7 @@ def sign_in(
     holder:str # Who is about to take the lease
 ) -> list[str]:# Those who held the file before, and are dead
     "Write down in the file who is to have the lease, before he has it"
-    dead = f.read().split()
+    dead = f.read().splitlines()
     f.write(f"{holder}\n")
     f.flush()
     os.fsync(f.fileno())
