@@ -71,7 +71,7 @@ class Kept:
     def read(self, kind, as_of=LATEST, **more):
         with reading(self.engine) as c: return self.events.read(c, kind, as_of, **more)
     def training(self, as_of, **more):
-        outcomes = self.read("outcome", as_of, columns=["id", "subject", "event_time", "known_at", "value"])
+        outcomes = self.read("outcome", as_of, columns=["subject", "event_time", "known_at", "value"])
         return training_frame(self.read("prediction", as_of, end=as_of, **more), outcomes, as_of, **NAMES)
     def letters(self, **more):
         with reading(self.engine) as c: return store_of.dead_letters(c, **more)
@@ -101,7 +101,7 @@ def oracle(sent, as_of): # What was known at `as_of`, in the slowest and plaines
     for (kind, id), e in known.items():
         if kind != "prediction" or datetime.fromisoformat(e["event_time"]) >= as_of: continue
         told = [o for (k, _), o in known.items() if k == "outcome" and o["subject"] == id]
-        newest = max(told, key=lambda o: (o["known_at"], o["event_time"], o["id"]), default={"data": {"value": None}, "known_at": None})
+        newest = max(told, key=lambda o: (o["known_at"], o["event_time"], o["data"]["value"] is None, o["data"]["value"]), default={"data": {"value": None}, "known_at": None})
         value = newest["data"]["value"]
         rows.append({"flight": id, "due": e["event_time"], "late": value, "told": None if value is None else newest["known_at"], **{k: v for k, v in e["data"]["features"].items() if v is not None}})
     return sorted(rows, key=lambda r: (r["due"], r["flight"]))

@@ -120,7 +120,7 @@ def _progress(origin:str, say:Callable[[str], None]) -> Callable[[int, float|Non
         say(f"{origin}: {rows:,} rows" + (f", {done:.0%}" if done is not None else ""))
     return tell
 
-# %% ../../nbs/loop/48_ingest.ipynb #c74c6760
+# %% ../../nbs/loop/48_ingest.ipynb #b9a9fcc8
 def _take(
     book:Workbench,       # Where it goes
     source:Source,        # Where it comes from

@@ -366,8 +366,8 @@ def signals(self:Workbench,
     from retrain_nb.stores import database
     moment, s = as_of or LATEST, self.settings.source
     with database.reading(self.engine) as connection:
-        predictions = self.events.read(connection, "prediction", moment, end=moment)
-        outcomes = self.events.read(connection, "outcome", moment, columns=["id", "subject", "event_time", "known_at", "value"])
+        predictions = self.events.read(connection, "prediction", moment, end=moment, columns=["id", "event_time", "known_at", "features.*"])
+        outcomes = self.events.read(connection, "outcome", moment, columns=["subject", "event_time", "known_at", "value"])
     return training_frame(predictions, outcomes, moment, s.key, s.time, s.label, s.label_time)
 
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46
