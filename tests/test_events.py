@@ -26,8 +26,8 @@ from retrain_nb.loop.custody import export
 from retrain_nb.records import DataError, LockedError, RetrainError, VerificationError
 from retrain_nb.services.workbench import furnish, open_workbench
 from retrain_nb.settings import parse_settings
-from retrain_nb.stages.columns import columns_of, id_hashes
 from retrain_nb.stages.signals import training_frame
+from retrain_nb.stages.tabular import columns_of, frame_of, id_hashes, tabulate, types_of
 from retrain_nb.stores import events as store_of
 from retrain_nb.stores import ledger
 from retrain_nb.stores.database import open_database, reading
@@ -145,6 +145,36 @@ def plain(sent, kind): # What can stand in a table: columns of one type, and no 
 
 def in_text(frame): # Columns of numbers and texts, which a snapshot refuses by their name, as text
     return frame.assign(**{c: frame[c].map(repr) for c in frame if frame[c].dtype == object})
+
+
+def slow_column(values): # What a column of a frame is, one value after the other: type and values
+    types = {type(v) for v in values if v is not None}
+    if types <= {int, float}: return "float64", [None if v is None else float(v) for v in values]
+    return ("category" if types == {str} else "object"), values
+
+
+@st.composite
+def cut_rows(draw): # Rows that are wanted in order of time, and tables with others among them, each in order, as months and a buffer may give them
+    made = [(f"P{n}", "s", at, at, json.dumps({"features": draw(FEATURES)})) for n, at in enumerate(draw(st.lists(st.integers(0, 9), max_size=12)))]
+    rows, cuts = sorted(made, key=lambda r: (r[2], r[0])), sorted(draw(st.lists(st.integers(0, 12), max_size=4)))
+    mixed = rows if draw(st.booleans()) else draw(st.permutations(rows))
+    wanted = draw(st.sets(st.sampled_from(rows))) if rows and draw(st.booleans()) else set(rows)
+    tables = [(part, *tabulate(part)) for part in (sorted(mixed[a:b], key=lambda r: (r[2], r[0])) for a, b in zip([0, *cuts], [*cuts, 12]))]
+    return [r for r in rows if r in wanted], [(t.filter(pa.array([r in wanted for r in part], pa.bool_())), kinds) for part, t, kinds in tables]
+
+
+@settings(max_examples=200, deadline=None)
+@given(cut_rows(), st.integers(0, 3))
+def test_a_frame_is_the_same_however_its_rows_lie_in_tables(cut, spare):
+    rows, tables = cut
+    frame = frame_of(iter(tables), types_of(kinds for _, kinds in tables), len(rows) + spare, ["id", "event_time"], None)
+    data = [{f"features.{k}": v for k, v in json.loads(r[4])["features"].items() if v is not None} for r in rows]
+    assert list(frame) == ["id", "event_time", *sorted({c for d in data for c in d})]
+    assert frame["id"].tolist() == [r[0] for r in rows] and frame["event_time"].tolist() == [pd.Timestamp(r[2], unit="us", tz="UTC") for r in rows]
+    for c in frame.columns[2:]:
+        dtype, values = slow_column([d.get(c) for d in data])
+        assert (str(frame[c].dtype), [None if pd.isna(v) else v for v in frame[c]]) == (dtype, values), c
+        if dtype == "category": assert list(frame[c].cat.categories) == sorted({v for v in values if v is not None})
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

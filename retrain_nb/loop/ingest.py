@@ -28,7 +28,7 @@ from ..mapping import Columns, declare
 from ..records import DataError, LockedError, UsageError, counted
 from ..services.intake import CSV, PARQUET, Piece, Reader, Rows, check_types, in_chunks, in_columns, look, read_csv, read_json, read_parquet, read_query, rows_of, shown_url, unchanged
 from ..services.workbench import Workbench
-from ..stages.columns import tabulate
+from ..stages.tabular import tabulate
 from ..stores import ledger
 from ..stores.events import Arrival, Events, Receipt, Sealing, Segment, hot
 from ..windows import iso

@@ -336,7 +336,7 @@ def seal_events(self:Workbench,
 @patch
 def accept_table(self:Workbench,
     kind:str,          # Of the events
-    table:Any,         # An Arrow table, see `stages.columns.columns_of`
+    table:Any,         # An Arrow table, see `stages.tabular.columns_of`
     now:datetime,      # UTC
     origin:str = "",   # Where from, for the dead letters
     ahead:bool = False # Whether they may be known before they happen

@@ -149,8 +149,8 @@ def _split(
     "Hashes in 256 parts by their first bits, each small enough to be searched in a processor's own memory"
     import numpy as np
     first = (hashes >> np.uint64(56)).astype("uint8")
-    order = np.argsort(first, kind="stable")
-    return order.astype("int32"), hashes[order], np.r_[0, np.bincount(first, minlength=256).cumsum()]
+    order = np.argsort(first, kind="stable").astype("int32")
+    return order, hashes[order], np.r_[0, np.bincount(first, minlength=256).cumsum()]
 
 def match(
     left:"pd.Series", # Ids, each once
@@ -163,12 +163,12 @@ def match(
     import pyarrow.compute as pc
     place, (lo, a, start), (ro, b, begin) = np.full(len(right), -1, "int32"), _split(_hashes(left, 0)), _split(_hashes(right, 0))
     for n in np.flatnonzero((np.diff(start) > 0) & (np.diff(begin) > 0)):
-        mine, yours = slice(start[n], start[n + 1]), slice(begin[n], begin[n + 1])
-        found = pc.index_in(pa.array(b[yours]), pa.array(a[mine])).fill_null(-1).to_numpy()
-        place[ro[yours]] = np.where(found >= 0, lo[mine][found], -1)
+        here, there = slice(start[n], start[n + 1]), slice(begin[n], begin[n + 1])
+        found = pc.index_in(pa.array(b[there]), pa.array(a[here])).fill_null(-1).to_numpy()
+        place[ro[there]] = np.where(found >= 0, lo[here][found], -1)
     del lo, a, ro, b
-    hit = np.flatnonzero(place >= 0)
-    if (_hashes(left, 1)[place[hit]] == _hashes(right, 1)[hit]).all(): return place
+    mine, yours, hit = _hashes(left, 1), _hashes(right, 1), np.flatnonzero(place >= 0)
+    if all((mine[place[some]] == yours[some]).all() for some in np.array_split(hit, len(hit)//2**20 + 1)): return place # Piece by piece, to save memory
     table = pl.DataFrame({"id": _texts(left), "place": np.arange(len(left))}) # Ids that differ have the same hash
     return pl.DataFrame({"id": _texts(right)}).join(table, on="id", how="left", maintain_order="left")["place"].fill_null(-1).to_numpy()
 

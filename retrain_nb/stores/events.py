@@ -30,8 +30,8 @@ from ..digest import canonical, digest
 from ..durable import read_checked, safe_digest, write_once
 from ..events import EPOCH, KINDS, MICRO, Event, Refused, conflict, micros, parse_event
 from ..records import LockedError, UsageError, as_json
-from ..stages.columns import (FIXED, MIXED, NUMBER, TIME, WORDS, as_sent, columns_of, cut, events_of, frame_of, id_hashes, in_order,
-                                       suspects, tabulate)
+from ..stages.tabular import (FIXED, MIXED, NUMBER, TIME, WORDS, as_sent, columns_of, cut, events_of, frame_of, id_hashes, in_order,
+                                       suspects, tabulate, types_of)
 from ..windows import iso, parse_time
 
 if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
@@ -546,6 +546,8 @@ def read(self:Events,
     query = sa.select(c.id, c.subject, c.event_time, c.known_at, c.data).where(c.kind == kind, c.known_at <= micros(as_of)).order_by(c.event_time)
     for limit in ([c.event_time >= micros(start)] if start else []) + ([c.event_time < micros(end)] if end else []): query = query.where(limit)
     waiting, kinds = tabulate(connection.execute(query).all())
+    asked = {k: v for k, v in kinds.items() if _asked(k, some)}
     keep = [f for f in FIXED if some is None or f in some or f == "event_time"]
-    parts = chain((self._part(s, as_of, start, end, some) for s in told), [(waiting, {k: v for k, v in kinds.items() if _asked(k, some)})]) # One file at a time
-    return frame_of(parts, sum(s.rows for s in told) + len(waiting), keep, some if some is None or FEATURES not in some else None)
+    parts = chain((self._part(s, as_of, start, end, some) for s in told), [(waiting, asked)]) # One file at a time
+    types = types_of([*({k: v for k, v in s.columns if _asked(k, some)} for s in told), asked])
+    return frame_of(parts, types, sum(s.rows for s in told) + len(waiting), keep, some if some is None or FEATURES not in some else None)
