@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from retrain_nb.digest import canonical
@@ -251,6 +251,8 @@ JSON = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_siz
 
 @settings(max_examples=400, deadline=None)
 @given(JSON)
+@example({"x": 2.0**53})
+@example({"x": -1e16 + 2})
 def test_the_quick_way_writes_canonical_json(data): assert data_text(data) == canonical(data).decode()
 
 

@@ -365,6 +365,7 @@ def _gathered(
         ends.append((times[rows], times[rows + n - 1]))
         rows += n
         del table, column # Before the next one is read
+        pa.default_memory_pool().release_unused()
     return filled, {c: pa.chunked_array(v, pa.string()) for c, v in chunks.items()}, ends, rows
 
 # %% ../../nbs/stages/19_tabular.ipynb #3458f340
@@ -380,7 +381,7 @@ def frame_of(
     import pandas as pd
     import pyarrow as pa
     usual = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool()) # It gives a month back at once, while the usual one keeps the room for later
+    pa.set_memory_pool(pa.system_memory_pool()) # It gives back what a month took, while the usual one keeps the room for later
     try: filled, texts, ends, rows = _gathered(parts, {**{c: MOMENT for c in keep if c in TIMES}, **types}, size, [c for c in keep if c not in TIMES])
     finally: pa.set_memory_pool(usual)
     order = _order(filled["event_time"].cells[:rows], texts.get("id"), ends) if rows else None
