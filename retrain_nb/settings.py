@@ -15,6 +15,7 @@ __all__ = ['Pairs', 'Margins', 'Entry', 'EVENTS', 'POLICY', 'LATER', 'Section', 
 # %% ../nbs/03_settings.ipynb #e57afe2e
 import configparser
 import difflib
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,8 +42,10 @@ def _pairs(text:Any) -> Any:
 Pairs = Annotated[dict[str, float], BeforeValidator(_pairs)] # `name number, name number`
 def _margin(value:Any) -> Any:
     "`0.01` as a number, `1%` as it is"
-    try: return float(value) if not str(value).endswith("%") else f"{float(value[:-1]):g}%"
-    except (TypeError, ValueError): raise ValueError("accepted is a number, or a share of the champion's value such as `1%`") from None
+    try: number = float(str(value).removesuffix("%"))
+    except ValueError: number = math.nan
+    if not math.isfinite(number): raise ValueError("accepted is a number, or a share of the champion's value such as `1%`")
+    return f"{number:g}%" if str(value).endswith("%") else number
 Margins = Annotated[dict[str, Annotated[Any, BeforeValidator(_margin)]], BeforeValidator(_pairs)] # `log_loss 0.01`, or `mae 1%`
 Entry = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`module:name`")] # Something importable
 EVENTS = "signals" # Not a function: the events that came in

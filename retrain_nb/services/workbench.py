@@ -336,7 +336,7 @@ def seal_events(self:Workbench,
 @patch
 def accept_table(self:Workbench,
     kind:str,          # Of the events
-    table:Any,         # An Arrow table, see `stages.columns.columns_of`
+    table:Any,         # An Arrow table, see `stages.tabular.columns_of`
     now:datetime,      # UTC
     origin:str = "",   # Where from, for the dead letters
     ahead:bool = False # Whether they may be known before they happen
@@ -366,8 +366,8 @@ def signals(self:Workbench,
     from retrain_nb.stores import database
     moment, s = as_of or LATEST, self.settings.source
     with database.reading(self.engine) as connection:
-        predictions = self.events.read(connection, "prediction", moment, end=moment)
-        outcomes = self.events.read(connection, "outcome", moment, columns=["id", "subject", "event_time", "known_at", "value"])
+        predictions = self.events.read(connection, "prediction", moment, end=moment, columns=["id", "event_time", "known_at", "features.*"])
+        outcomes = self.events.read(connection, "outcome", moment, columns=["subject", "event_time", "known_at", "value"])
     return training_frame(predictions, outcomes, moment, s.key, s.time, s.label, s.label_time)
 
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46
