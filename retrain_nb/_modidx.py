@@ -1823,6 +1823,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'retrain_nb.stores.origin._source': ('stores/origin.html#_source', 'retrain_nb/stores/origin.py'),
                                           'retrain_nb.stores.origin.environment': ( 'stores/origin.html#environment',
                                                                                     'retrain_nb/stores/origin.py'),
+                                          'retrain_nb.stores.origin.git_in': ('stores/origin.html#git_in', 'retrain_nb/stores/origin.py'),
                                           'retrain_nb.stores.origin.imported': ( 'stores/origin.html#imported',
                                                                                  'retrain_nb/stores/origin.py'),
                                           'retrain_nb.stores.origin.locks': ('stores/origin.html#locks', 'retrain_nb/stores/origin.py'),
