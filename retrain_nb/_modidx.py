@@ -1806,6 +1806,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'retrain_nb/stores/ledger.py'),
                                           'retrain_nb.stores.ledger.need_key': ( 'stores/ledger.html#need_key',
                                                                                  'retrain_nb/stores/ledger.py'),
+                                          'retrain_nb.stores.ledger.need_label': ( 'stores/ledger.html#need_label',
+                                                                                   'retrain_nb/stores/ledger.py'),
                                           'retrain_nb.stores.ledger.newest': ('stores/ledger.html#newest', 'retrain_nb/stores/ledger.py'),
                                           'retrain_nb.stores.ledger.parse_body': ( 'stores/ledger.html#parse_body',
                                                                                    'retrain_nb/stores/ledger.py'),
