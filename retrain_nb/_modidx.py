@@ -989,6 +989,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'retrain_nb/services/workbench.py'),
                                                'retrain_nb.services.workbench.Workbench.append': ( 'services/workbench.html#workbench.append',
                                                                                                    'retrain_nb/services/workbench.py'),
+                                               'retrain_nb.services.workbench.Workbench.append_all': ( 'services/workbench.html#workbench.append_all',
+                                                                                                       'retrain_nb/services/workbench.py'),
                                                'retrain_nb.services.workbench.Workbench.as_decided': ( 'services/workbench.html#workbench.as_decided',
                                                                                                        'retrain_nb/services/workbench.py'),
                                                'retrain_nb.services.workbench.Workbench.ask': ( 'services/workbench.html#workbench.ask',

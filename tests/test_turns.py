@@ -255,6 +255,24 @@ def test_40_appends_each_with_its_connection_killed_have_one_effect_each(server,
     admin.dispose()
 
 
+def test_a_decision_whose_connection_breaks_is_tried_again_and_is_there_once_and_whole(parcels, monkeypatch):
+    from retrain_nb.loop import cycle
+    from retrain_nb.services import workbench
+    book, real, left = open_workbench(parcels), workbench._Pen.enter, []
+    def enter(pen, kind, key, body):
+        if kind == "cycle.ended" and left: raise left.pop()     # Its first half is written, and taken back
+        return real(pen, kind, key, body)
+    monkeypatch.setattr(workbench._Pen, "enter", enter)
+    monkeypatch.setattr(workbench, "PAUSES", (0, 0))
+    def decide(key, times):
+        left[:] = [LostError("the connection was lost.", "Run it again.")]*times
+        body = {"run": "r", "as_of": "2024-03-01T00:00:00Z", "verdict": None, "model": "", "reason": "no"}
+        cycle._settle(book, key, {"champion.kept": body, "cycle.ended": {**body, "cycle": key, "outcome": "FAIL", "champion": "", "did": "kept", "sentence": "no"}})
+    decide("cycle-a", 2)
+    with pytest.raises(LostError): decide("cycle-b", 3)
+    assert keys(parcels) == ["cycle-a:champion", "cycle-a:ended"] and not left
+
+
 @only_postgresql
 def test_a_server_that_crashes_3_times_loses_nothing_acknowledged(server, parcels):
     book, acknowledged, over = open_workbench(parcels), [], threading.Event()

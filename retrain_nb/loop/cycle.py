@@ -11,7 +11,6 @@ __all__ = ['cycle_key', 'Decision', 'decide', 'contract_moved', 'untold', 'cycle
 
 # %% ../../nbs/loop/43_cycle.ipynb #1de2af96
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,11 +22,10 @@ from .runs import mark_lost, page_path, plan, publish, run_page, tell_others
 from ..promises import check_version, parse_contract
 from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
-from ..services.workbench import PAUSES, Workbench
+from ..services.workbench import Workbench
 from ..settings import policy
 from ..stages.features import view_digest
 from ..stores import catalog
-from ..stores.database import LostError
 from ..stores.pages import page_code
 from ..windows import iso
 
@@ -132,15 +130,7 @@ def _settle(
     entries:dict[str, dict[str, Any]] # What `_entries` gave
 ) -> None:
     "Enter all of it, or nothing"
-    at = datetime.now(UTC)
-    for pause in (*PAUSES, None):
-        try:
-            with book.writing(at) as pen:
-                for kind, body in entries.items(): pen.enter(kind, f"{key}:{'ended' if kind == 'cycle.ended' else 'champion'}", body)
-            return
-        except LostError:
-            if pause is None: raise
-            time.sleep(pause)
+    book.append_all([(kind, f"{key}:{'ended' if kind == 'cycle.ended' else 'champion'}", body) for kind, body in entries.items()], datetime.now(UTC))
 
 # %% ../../nbs/loop/43_cycle.ipynb #1e3e8bc6
 def untold(

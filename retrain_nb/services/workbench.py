@@ -21,7 +21,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -223,19 +223,30 @@ def writing(self:Workbench,
 PAUSES = (0.2, 1.0, 5.0) # Seconds before each further attempt
 
 @patch
+def append_all(self:Workbench,
+    facts:Iterable[tuple[str, str, dict]], # Kind, such as `run.ended`; key, which makes a second writing harmless; body of records and plain values
+    at:datetime     # A label for people; order is by sequence
+) -> list[Any]:     # The ledger's entries
+    "Write entries and their projections under one signed head: all of it or nothing"
+    from retrain_nb.stores.database import LostError
+    facts = [(kind, key, as_json(body)) for kind, key, body in facts]
+    for pause in (*PAUSES, None):
+        try:
+            with self.writing(at) as pen: return [pen.enter(*fact) for fact in facts]
+        except LostError:
+            if pause is None: raise
+            time.sleep(pause)
+    return []
+
+@patch
 def append(self:Workbench,
     kind:str,       # Such as `run.ended`
     key:str,        # Makes a second writing harmless
     body:dict,      # Records and plain values
     at:datetime     # A label for people; order is by sequence
 ) -> Any:           # The ledger's entry
-    "Write an entry and its projections under a signed head: all of it or nothing"
-    from retrain_nb.stores.database import LostError
-    for pause in PAUSES:
-        try:
-            with self.writing(at) as pen: return pen.enter(kind, key, as_json(body))
-        except LostError: time.sleep(pause)
-    with self.writing(at) as pen: return pen.enter(kind, key, as_json(body))
+    "Write one entry in the same way"
+    return self.append_all([(kind, key, body)], at)[0]
 
 # %% ../../nbs/services/33_workbench.ipynb #507e3859
 @patch
