@@ -113,8 +113,8 @@ def test_the_questions_agree_with_the_ledger(opened, seed):
             if not e.kind.startswith("run."): continue
             state[e.body["run"]] = {"run.planned": "planned", "run.started": "running"}.get(e.kind) or e.body["state"]
         assert {r["run"]: r["state"] for r in catalog.runs(c, limit=100)} == state
-        assert {r["run"] for r in catalog.running(c)} == {r for r, s in state.items() if s == "running"}
-        assert all(r["cause"] is None and r["ended_at"] is None and r["outcome"] is None for r in catalog.running(c))
+        assert {r["run"] for r in catalog.unended(c)} == {r for r, s in state.items() if s in ("planned", "running")}
+        assert all(r["cause"] is None and r["ended_at"] is None and r["outcome"] is None for r in catalog.unended(c))
         assert catalog.last_cycle(c)["last"] == max(e.seq for e in told if e.kind == "cycle.ended")
         for name in state:
             assert catalog.find(c, name)["kind"] == "run" and catalog.run(c, name)["run"] == name
@@ -168,7 +168,7 @@ def test_a_name_is_found_by_its_beginning_and_never_guessed(database_url):
 def test_an_empty_catalog_answers_with_nothing(database_url):
     with open_all(database_url).connect() as c:
         assert (catalog.champion(c), catalog.last_cycle(c), catalog.run(c, "x"), catalog.cycle(c, "x")) == (None,)*4
-        assert catalog.runs(c) == catalog.running(c) == catalog.champions(c) == []
+        assert catalog.runs(c) == catalog.unended(c) == catalog.champions(c) == []
         with pytest.raises(UsageError, match="retrain-nb status"): catalog.find(c, "x")
 
 

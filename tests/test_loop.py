@@ -328,6 +328,30 @@ def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys)
     assert "without a word" in (parcels/"reports"/"retrain-dead"/"report.html").read_text()
 
 
+def test_a_run_killed_before_it_began_becomes_lost_at_the_next_turn(parcels, capsys, monkeypatch):
+    from retrain_nb.services import workbench
+    real = workbench._Pen.enter
+    def enter(pen, kind, key, body):
+        if kind == "run.started": raise KeyboardInterrupt
+        return real(pen, kind, key, body)
+    monkeypatch.setattr(workbench._Pen, "enter", enter)
+    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
+    monkeypatch.undo()
+    run = call(capsys, parcels, "status")[1]["runs"][0]
+    assert run["state"] == "planned"
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["state"], done["run"]) == (0, "ok", f"{run['run']}-2")
+    states = {r["run"]: r["state"] for r in call(capsys, parcels, "status")[1]["runs"]}
+    assert states[run["run"]] == "lost" and "planned" not in states.values()
+    assert "never began" in call(capsys, parcels, "show", run["run"])[1]["cause"]
+    assert "without a word; it was planned and never began" in (parcels/"reports"/run["run"]/"report.html").read_text()
+    code, told = call(capsys, parcels, "reproduce", run["run"])
+    assert code == 2 and "it was lost" in told["cause"]
+    assert [e.kind for e in entries(parcels) if e.body.get("run") == run["run"]][:2] == ["run.planned", "run.ended"]
+    assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
+    assert [p.name for p in (parcels/"mirrors").rglob(f"{run['run']}-*.json") if "-2-" not in p.name] == [f"{run['run']}-abort.json"]
+
+
 def test_a_second_cycle_leaves_at_once_while_the_first_holds_the_lock(parcels, capsys):
     with open_workbench(parcels).lock():
         code, done = call(capsys, parcels, "cycle", "--now", APRIL)

@@ -103,9 +103,10 @@ def mark_lost(
     book:Workbench # Its lock is held by the caller
 ) -> list[str]:    # Ids of the runs that were found dead
     "Close the runs that nobody is running any more"
-    dead = book.ask(catalog.running)
+    dead = book.ask(catalog.unended)
     for run in dead:
-        cause = f"the process that ran it ended without a word; its lease ran to {run['lease_until']}"
+        began = f"its lease ran to {run['lease_until']}" if run["state"] == "running" else "it was planned and never began"
+        cause = f"the process that ran it ended without a word; {began}"
         book.append("run.ended", f"{run['run']}:ended", {"run": run["run"], "state": "lost", "cause": cause, "outcome": None}, datetime.now(UTC))
     return [run["run"] for run in dead]
 

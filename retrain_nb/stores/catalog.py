@@ -10,7 +10,7 @@ always means the greatest sequence number, whatever the clocks said."""
 # %% auto #0
 __all__ = ['metadata', 'NAME', 'JSON', 'SNAPSHOTS', 'MODELS', 'CYCLES', 'CHAMPIONS', 'REFUSALS', 'RUNS', 'MENTIONS', 'OUTBOX',
            'MEANING', 'ENDED', 'TOLD', 'PROJECTIONS', 'SHAPE', 'NAMED', 'LAST', 'shape', 'project', 'Recorded',
-           'rebuild', 'dump', 'create', 'champion', 'champions', 'runs', 'running', 'run', 'cycle', 'last_cycle',
+           'rebuild', 'dump', 'create', 'champion', 'champions', 'runs', 'unended', 'run', 'cycle', 'last_cycle',
            'mentioned', 'linked', 'find', 'model', 'snapshot']
 
 # %% ../../nbs/stores/23_catalog.ipynb #c7d5613b
@@ -253,11 +253,11 @@ def runs(
     "Runs, newest first"
     return _rows(connection, sa.select(RUNS).order_by(RUNS.c.seq.desc()).limit(limit))
 
-def running(
+def unended(
     connection:Connection # Any transaction
 ) -> list[dict[str, Any]]:
-    "Runs that have started and not ended, oldest first; whether they are alive is for their lease to say"
-    return _rows(connection, sa.select(RUNS).where(RUNS.c.state == "running").order_by(RUNS.c.seq))
+    "Runs that were planned or have started, and have no end, oldest first; whether they are alive is for their lease to say"
+    return _rows(connection, sa.select(RUNS).where(RUNS.c.state.in_(["planned", "running"])).order_by(RUNS.c.seq))
 
 def run(
     connection:Connection, # Any transaction
