@@ -133,6 +133,22 @@ def test_a_breach_of_contract_exits_3_and_shows_the_rows(parcels, capsys):
     assert "FAIL" in html and re.search(r"P0\d{4}", html)
 
 
+def test_a_run_by_hand_of_what_a_cycle_refused_leaves_its_report_and_its_entries_as_they_were(parcels, capsys):
+    change(parcels, "contract.toml", "max = 20.0", "max = 2.0")
+    change(parcels, "contract.toml", 'version = "1.0"', 'version = "2.0"')
+    refused = call(capsys, parcels, "cycle", "--now", APRIL)[1]
+    def standing(): return {p: p.read_bytes() for p in (parcels/"reports").rglob("*") if p.is_file()}, entries(parcels)
+    before = standing()
+    assert "The candidate was not accepted" in (parcels/refused["report"]).read_text()
+    code, done = call(capsys, parcels, "run", "retrain", "--now", APRIL)
+    assert (code, done["run"], done["new"]) == (3, refused["run"], False) and standing() == before
+    code, new = call(capsys, parcels, "run", "retrain", "--now", APRIL, "-p", "seed", "7")
+    assert (code, new["new"]) == (3, True) and "Run by hand" in (parcels/new["report"]).read_text()
+    before = standing()
+    assert call(capsys, parcels, "run", "retrain", "--now", APRIL, "-p", "seed", "7")[1]["new"] is False
+    assert standing() == before
+
+
 def test_a_contract_that_changed_trains_nothing_until_its_version_says_so(parcels, capsys):
     champion = call(capsys, parcels, "status")[1]["champion"]
     change(parcels, "contract.toml", "max = 20.0", "max = 15.0")

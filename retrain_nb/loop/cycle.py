@@ -18,7 +18,7 @@ from typing import Any
 
 from ..digest import digest, short
 from . import custody
-from .runs import mark_lost, page_path, plan, publish, run_page, tell_others
+from .runs import mark_lost, page_path, plan, publish, published, run_page, tell_others
 from ..promises import check_version, parse_contract
 from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
@@ -139,7 +139,7 @@ def untold(
     "The newest run, if it is over and nobody has published it"
     run = next(iter(book.ask(catalog.runs, 1)), None)
     if run is None or run["state"] in ("planned", "running"): return None
-    return None if any(e["kind"] == "report.published" for e in book.ask(catalog.mentioned, run["run"])) else run
+    return None if published(book, run["run"]) else run
 
 def _catch_up(
     book:Workbench,           # Its lock is held by the caller
