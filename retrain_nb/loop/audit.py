@@ -133,6 +133,7 @@ def _look_closer(folder:Path, told:dict[str, Any]) -> dict[str, Any]:
         engine.dispose()
         aside.cleanup()
     bad = [{"damage": damage, "seq": seq, "what": what, "upto": None, "cure": auditor.DAMAGE[damage]} for damage, seq, what in wrong]
+    if bad: told = {k: v for k, v in told.items() if k not in auditor.UNSIGNED} # It is worse than that
     return {**told, "findings": told["findings"] + bad, "first_bad": told["first_bad"] or next(iter(bad), None), "verdict": "FAIL" if bad else told["verdict"]}
 
 # %% ../../nbs/loop/47_audit.ipynb #52e41293
