@@ -187,6 +187,30 @@ def test_tables_of_another_shape_are_made_again_from_the_ledger(database_url):
     engine.dispose()
 
 
+@pytest.mark.parametrize("index", [i.name for t in catalog.metadata.sorted_tables for i in t.indexes])
+def test_a_lost_index_is_found_and_made_again(opened, index):
+    from retrain_nb.loop.audit import changed_views
+    with opened.begin() as c:
+        for fact in history(5, 4): write(c, *fact)
+    with database.reading(opened) as c: assert changed_views(c) == []
+    with opened.begin() as c: c.exec_driver_sql(f"DROP INDEX {index}")
+    with database.reading(opened) as c:
+        assert [name for _, name in catalog.lost_indexes(c)] == [index]
+        assert [what for _, what in changed_views(c) if f"has lost its index `{index}`" in what] == [what for _, what in changed_views(c)] != []
+    table, = [t.name for t in catalog.metadata.sorted_tables if index in {i.name for i in t.indexes}]
+    with opened.begin() as c: c.exec_driver_sql(f"CREATE INDEX {index} ON {table} (at, seq)" if table != "mentions" else f"CREATE INDEX {index} ON {table} (kind)")
+    with database.reading(opened) as c: assert catalog.lost_indexes(c) == [(table, index)]             # Of the same name, and another one
+    with opened.begin() as c: catalog.rebuild(c, ledger.entries(c))
+    with database.reading(opened) as c: assert catalog.lost_indexes(c) == [] == changed_views(c)
+
+
+def test_another_index_is_another_shape():
+    before, index = catalog.shape(), sa.Index("ix_for_this_test", catalog.RUNS.c.model)
+    try: assert catalog.shape() != before
+    finally: catalog.RUNS.indexes.remove(index)
+    assert catalog.shape() == before
+
+
 def test_a_new_column_needs_no_migration(database_url, tmp_path):
     "A later version, with one more column: its own copy of the room, in a process of its own"
     engine = open_all(database_url)

@@ -419,7 +419,7 @@ def test_show_finds_by_the_first_digits_and_refuses_what_is_not_there(parcels, c
 
 
 @pytest.mark.parametrize("damage", ["UPDATE runs SET verdict = '{'", "ALTER TABLE runs DROP COLUMN cause", "DROP TABLE refusals", "UPDATE runs SET outcome = 'FAIL'",
-                                    "DELETE FROM champions", "INSERT INTO cycles (cycle, seq, last) VALUES ('cycle-forged', 1, 1)"])
+                                    "DELETE FROM champions", "DROP INDEX ix_runs_seq", "INSERT INTO cycles (cycle, seq, last) VALUES ('cycle-forged', 1, 1)"])
 def test_a_damaged_view_is_named_even_where_it_cannot_be_read(parcels, capsys, damage):
     assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
     with sqlite3.connect(parcels/".retrain"/"ledger.db") as connection: connection.execute(damage)

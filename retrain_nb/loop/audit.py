@@ -43,7 +43,7 @@ def changed_views(
         left, right = ({tuple(row[k] for k in key): row for row in those} for those in (rows, wanted[name]))
         for place in sorted({*left, *right}, key=str):
             if left.get(place) != right.get(place): found.append(_differs(name, place, left.get(place), right.get(place)))
-    return found
+    return found + [(None, f"The view `{name}` has lost its index `{index}`: what it says is not wrong, and asking it takes long.") for name, index in catalog.lost_indexes(connection)]
 
 def _differs(
     name:str,                 # Of the table
