@@ -234,6 +234,18 @@ def test_a_connection_killed_in_mid_transaction_is_named_and_leaves_nothing(serv
 
 
 @only_postgresql
+def test_a_connection_that_died_while_nobody_used_it_is_replaced_without_a_word(server, database_url):
+    engine, (admin, kill) = open_database(database_url), backends(database_url)
+    with engine.begin() as c: ledger.append(c, "test.fact", "a", {}, "")
+    for n, key in enumerate("bcd", 2):                     # The pool holds a connection, and does not know that its other end is gone
+        with admin.connect() as a: assert a.execute(kill).scalar() >= 1
+        with engine.begin() as c: assert ledger.append(c, "test.fact", key, {}, "").seq == n
+        with admin.connect() as a: assert a.execute(kill).scalar() >= 1
+        with reading(engine) as c: assert len(ledger.entries(c)) == n
+    for e in (engine, admin): e.dispose()
+
+
+@only_postgresql
 def test_40_appends_each_with_its_connection_killed_have_one_effect_each(server, parcels, database_url):
     book, (admin, kill), now = open_workbench(parcels), backends(database_url), datetime.now(UTC)
     rng, written, killed = random.Random(7), [], []
