@@ -1495,6 +1495,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'retrain_nb.stages.signals.match': ('stages/signals.html#match', 'retrain_nb/stages/signals.py'),
                                            'retrain_nb.stages.signals.need_columns': ( 'stages/signals.html#need_columns',
                                                                                        'retrain_nb/stages/signals.py'),
+                                           'retrain_nb.stages.signals.need_dated': ( 'stages/signals.html#need_dated',
+                                                                                     'retrain_nb/stages/signals.py'),
                                            'retrain_nb.stages.signals.need_label': ( 'stages/signals.html#need_label',
                                                                                      'retrain_nb/stages/signals.py'),
                                            'retrain_nb.stages.signals.need_utc': ( 'stages/signals.html#need_utc',

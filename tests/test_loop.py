@@ -221,6 +221,41 @@ def test_a_missing_or_mistyped_column_fails_by_name(tmp_path, capsys, line, word
     assert (code, done["verdict"]) == (3, "FAIL") and word in done["reasons"][0]["reason"]
 
 
+HOLES = """
+from pathlib import Path
+import pandas as pd
+from retrain_nb.demo import toy
+view = toy.view
+def rows():
+    frame = toy.rows()
+    extra = frame.head(int(Path(__file__).with_name("holes.txt").read_text()))
+    return pd.concat([frame, extra.assign(due_time=pd.Series(pd.NaT, extra.index, dtype=frame.due_time.dtype), parcel_id="X" + extra.parcel_id)], ignore_index=True)
+"""
+
+
+def test_rows_without_a_time_are_a_breach_of_contract_or_a_promise_and_counted(parcels, capsys):
+    from retrain_nb.demo import toy
+    (parcels/"holes.py").write_text(HOLES)
+    change(parcels, "settings.ini", "retrain_nb.demo.toy:rows", "holes:rows")
+    before, n = entries(parcels), len(toy.rows())
+    (parcels/"holes.txt").write_text("60")
+    for words in (("cycle",), ("run", "retrain")):
+        code, done = call(capsys, parcels, *words, "--now", APRIL)
+        assert code == 3 and f"60 of {n + 60:,} rows of source `holes:rows` have no `due_time`" in done["cause"]
+    assert entries(parcels) == before
+    change(parcels, "contract.toml", "[table]\n", "[table]\nmax_undated = 0.001\n")
+    change(parcels, "contract.toml", 'version = "1.0"', 'version = "1.1"')
+    assert call(capsys, parcels, "cycle", "--now", APRIL)[0] == 3                              # Promised, and broken
+    change(parcels, "contract.toml", "max_undated = 0.001", done["cure"].split("`")[1])        # As we are told
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"]) == (0, "refresh")
+    (parcels/"holes.txt").write_text("59")                                                     # One less, and the same snapshot
+    call(capsys, parcels, "run", "retrain", "--now", APRIL)
+    frozen = [e.body for e in entries(parcels) if e.kind == "snapshot.frozen" and "undated" in e.body]
+    assert [body["undated"] for body in frozen] == [60, 59] and len({body["snapshot"] for body in frozen}) == 1
+    assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
+
+
 def test_a_label_column_that_is_not_there_is_named_with_its_neighbour(tmp_path, capsys):
     root = made(tmp_path/"named")
     change(root, "settings.ini", "label = late", "label = lat")

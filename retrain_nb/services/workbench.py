@@ -41,7 +41,7 @@ from ..records import DataError, LockedError, Recipe, RetrainError, SettingsErro
 from ..settings import EVENTS, Settings, find_root, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
-from ..stages.signals import as_known_at, need_columns, need_label, need_utc, training_frame
+from ..stages.signals import as_known_at, need_columns, need_dated, need_label, need_utc, training_frame
 from ..stages.train import fixed_params
 from ..stores import keys, origin
 from ..stores.artifacts import Artifacts
@@ -403,11 +403,13 @@ def freeze(self:Workbench,
     need_utc(frame, [source.time, source.label_time], name)
     need_label(frame, source.label, source.task, name)
     _need_open_label(self)
+    undated = need_dated(frame, source.time, self.contract.table.max_undated, name)
     known = as_known_at(frame, as_of, source.time, source.label, source.label_time)
     if known.empty: raise DataError(f"{name} has no row before {iso(as_of)}.", f"Its first is at {iso(frame[source.time].min())}; choose a later moment." if len(frame) else "It gave no rows at all.")
     snapshot = self.snapshots.freeze(known, source.time)
     body = {**as_json(snapshot), "snapshot": snapshot.digest, "as_of": iso(as_of), "source": {"adapter": source.rows, "code": digest_code(rows)}}
-    self.append("snapshot.frozen", f"snapshot:{snapshot.digest}:{iso(as_of)}", body, at)
+    left = {"undated": undated} if undated else {} # No part of the snapshot, so the digest does not know them
+    self.append("snapshot.frozen", ":".join(["snapshot", snapshot.digest, iso(as_of), *map(str, left.values())]), {**body, **left}, at)
     return snapshot
 
 # %% ../../nbs/services/33_workbench.ipynb #10578c24
