@@ -669,6 +669,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'retrain_nb/services/founding.py'),
                                               'retrain_nb.services.founding.draft': ( 'services/founding.html#draft',
                                                                                       'retrain_nb/services/founding.py'),
+                                              'retrain_nb.services.founding.export_source': ( 'services/founding.html#export_source',
+                                                                                              'retrain_nb/services/founding.py'),
                                               'retrain_nb.services.founding.exported': ( 'services/founding.html#exported',
                                                                                          'retrain_nb/services/founding.py'),
                                               'retrain_nb.services.founding.find_leaks': ( 'services/founding.html#find_leaks',

@@ -8,11 +8,13 @@ held against the contract before anybody sees them, and that what stays out of t
 
 # %% auto #0
 __all__ = ['INTRO', 'DOC', 'IMPORTS', 'AGAIN', 'find_personal', 'find_leaks', 'settings_text', 'left_out', 'contract_text',
-           'source_cells', 'notebook', 'exported', 'Draft', 'draft', 'need_room']
+           'source_cells', 'notebook', 'exported', 'export_source', 'Draft', 'draft', 'need_room']
 
 # %% ../../nbs/services/38d_founding.ipynb #09528573
 import hashlib
 import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..durable import write_atomic
 from ..promises import parse_contract
 from ..records import PASS, DataError, UsageError, counted
 from ..settings import parse_settings
@@ -128,8 +131,8 @@ IMPORTS = """#| export
 from retrain_nb.services.tables import read_table
 from retrain_nb.stages.features import FeatureView"""
 AGAIN = """#| eval: false
-from nbdev.export import nb_export
-nb_export("source.ipynb", "..") # Writes source.py again, after a change"""
+from retrain_nb.services.founding import export_source
+export_source("source.ipynb") # Writes source.py again, after a change"""
 
 def _call(path:Path, arguments:Mapping[str, Any]) -> str:
     "The cell that reads the file"
@@ -138,11 +141,12 @@ def _call(path:Path, arguments:Mapping[str, Any]) -> str:
 
 def _tuple(names:Sequence[str]) -> str:
     "A tuple, on as many lines as it takes"
-    lines, line = list[str](), ""
+    lines = [""]
     for name in names:
-        if len(line) + len(repr(name)) > 110: lines, line = [*lines, line], ""
-        line += f"{repr(name)}, "
-    return "(" + "\n             ".join([*lines, line.rstrip()]) + ")" if names else "()"
+        if len(lines[-1]) + len(repr(name)) > 110: lines.append("")
+        lines[-1] += f"{repr(name)}, "
+    inside = "\n             ".join(line.rstrip() for line in lines)
+    return f"({inside.rstrip(',') if len(names) != 1 else inside})"
 
 def _view(name:str, found:Proposal) -> str:
     "The cell with the view"
@@ -167,7 +171,7 @@ def source_cells(
     columns = [("column", "role", "why"), ("---", "---", "---"), *((c.name, c.role, c.why) for c in found.columns)]
     vouch = "A suspect that is none goes into the view and into its `vouched`, so that the leakage check takes your word for it. Whatever else you know better: say it here, run the last cell, and the next cycle does it."
     return [("code", "#| default_exp source"), ("markdown", INTRO.format(name=name)), ("markdown", DOC.format(file=path.name)), ("code", IMPORTS),
-            ("markdown", "## Rows"), ("markdown", f"What is declared about the file, and why:\n\n{_table(rows)}"), ("code", _call(path, arguments)), ("code", "rows().tail(3)"),
+            ("markdown", "## Rows"), ("markdown", f"What is declared about the file, and why:\n\n{_table(rows)}"), ("code", _call(path, arguments)), ("code", "rows().shape"),
             ("markdown", "## The view"), ("markdown", f"What each column is good for, as far as the rows tell:\n\n{_table(columns)}\n\n{vouch}"), ("code", _view(name, found)), ("code", "view.columns"), ("code", AGAIN)]
 
 # %% ../../nbs/services/38d_founding.ipynb #24526959
@@ -182,17 +186,25 @@ def notebook(
     metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}, "language_info": {"name": "python"}}
     return (json.dumps({"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1, ensure_ascii=False) + "\n").encode()
 
+# %% ../../nbs/services/38d_founding.ipynb #0f439dca
 def exported(
     book:bytes # A notebook
 ) -> bytes:    # `source.py`
     "The module that nbdev makes of it"
-    from nbdev.export import nb_export
     with tempfile.TemporaryDirectory(prefix="source-") as folder:
         path = Path(folder)/"nbs"/"source.ipynb"
         path.parent.mkdir()
         path.write_bytes(book)
-        nb_export(path, lib_path=Path(folder))
-        return (Path(folder)/"source.py").read_bytes()
+        made = subprocess.run([sys.executable, "-c", "from nbdev.export import nb_export; nb_export('nbs/source.ipynb', '.')"], cwd=folder, capture_output=True, text=True)
+        try: return (Path(folder)/"source.py").read_bytes()
+        except OSError: raise DataError(f"nbdev made no module of the notebook: {made.stderr.strip().splitlines()[-1:] or 'it said nothing'}.", "Look at its first cell, which should be `#| default_exp source`.") from None
+
+def export_source(
+    path:str|Path # `source.ipynb`, in `nbs` of a workbench
+) -> None:
+    "Write `source.py` again, beside `settings.ini`"
+    path = Path(path).resolve()
+    write_atomic(path.parent.parent/"source.py", exported(path.read_bytes()))
 
 # %% ../../nbs/services/38d_founding.ipynb #2ebb978c
 @dataclass(frozen=True, kw_only=True)

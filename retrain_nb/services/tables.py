@@ -260,6 +260,7 @@ def written_as(
     if pd.api.types.is_datetime64_any_dtype(column): return ""
     values = column.dropna().drop_duplicates()
     if not len(values): raise DataError(f"{where} is empty.", "Name another column.")
+    if not pd.api.types.is_numeric_dtype(values) and values.astype(str).str.fullmatch(r"\s*\d{16,19}\s*").all(): values = pd.to_numeric(values.astype(str)) # Too long to be taken for numbers elsewhere
     whole = lambda how: not (pair := _parsed(values, how))[0].fillna(pair[1].dt.tz_localize("UTC")).isna().any()
     if pd.api.types.is_numeric_dtype(values):
         low, high = float(values.min()), float(values.max())
@@ -299,17 +300,17 @@ def _need_finite(frame:"pd.DataFrame", file:str) -> None:
 MADE = {"key": "row_number", "time": "due", "label_time": "known_at"} # What a column is called that the file does not have
 STEPS = {"day": 86_400, "hour": 3_600, "minute": 60, "second": 1}
 
-def _with_parts(frame:"pd.DataFrame", names:Mapping[str, str], step:str, file:str) -> "pd.DataFrame":
-    "The rows with the columns that the file does not have"
+def _with_parts(columns:"dict[str, pd.Series]", names:Mapping[str, str], step:str, file:str) -> "pd.DataFrame":
+    "The rows, with the columns that the file does not have"
     import numpy as np
     import pandas as pd
     for part, name in MADE.items():
-        if not names[part] and name in frame: raise DataError(f"{file} has a column `{name}` already, and a {part.replace('_', ' ')} of that name is to be made.", "Name it as that, or rename it.")
-    number = np.arange(1, len(frame) + 1)
-    if not names["key"]: frame[MADE["key"]] = number
-    if not names["time"]: frame[MADE["time"]] = pd.to_datetime(number*STEPS[step], unit="s", utc=True).astype("datetime64[us, UTC]")
-    if not names["label_time"]: frame[MADE["label_time"]] = frame[names["time"] or MADE["time"]]
-    return frame
+        if not names[part] and name in columns: raise DataError(f"{file} has a column `{name}` already, and a {part.replace('_', ' ')} of that name is to be made.", "Name it as that, or rename it.")
+    number = pd.Series(np.arange(1, len(next(iter(columns.values()))) + 1))
+    made = {"key": lambda: number, "time": lambda: pd.to_datetime(number*STEPS[step], unit="s", utc=True).astype("datetime64[us, UTC]"), "label_time": lambda: columns[names["time"] or MADE["time"]]}
+    for part, name in MADE.items():
+        if not names[part]: columns[name] = made[part]()
+    return pd.DataFrame(columns, copy=False)
 
 # %% ../../nbs/services/38c_tables.ipynb #d37e6b94
 def read_table(
@@ -336,7 +337,7 @@ def read_table(
             columns[name] = moments(column, how.get(name, ""), zone, f"{path.name}: column `{name}`")
     for name in filter(None, (names["time"], names["key"])): _refuse(columns[name].isna(), f"{path.name}: column `{name}`", "is empty", "Every row needs one; give it one, or take the row out.")
     columns[tidy(label)] = _flagged(columns[tidy(label)], values, f"{path.name}: column `{tidy(label)}`")
-    frame = _with_parts(pd.DataFrame(columns, copy=False), names, step, path.name)
+    frame = _with_parts(columns, names, step, path.name)
     _need_finite(frame, path.name)
     return frame.sort_values(names["time"] or MADE["time"], kind="stable", ignore_index=True)
 
