@@ -1,4 +1,6 @@
 "Contract: what a lesson should not have to show"
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -310,3 +312,29 @@ def test_categories_that_were_unknown_count_as_all_others():
     found, _ = parts(frame(400).assign(d=["new"]*200 + ["p"]*100 + ["q"]*100), rules)
     assert found["d.spread"].outcome == FAIL and found["d.spread"].value > 1
     assert parts(frame(400).assign(d=None), rules)[0]["d.spread"].outcome == INSUFFICIENT
+
+
+@pytest.mark.parametrize("first", ["", "import pandera.pandas\n"])
+def test_pandera_is_loaded_without_its_pandas_and_is_whole_for_who_asks_later(first):
+    code = first + """
+import sys
+import pandas as pd
+from retrain_nb.promises import ColumnRules
+from retrain_nb.stages.contract import schema
+import polars as pl
+def told():
+    try: schema({"x": ColumnRules(kind="number", min=0)}).validate(pl.DataFrame({"x": [1.0, -1.0, -2.0]}), lazy=True)
+    except Exception as e: return type(e).__name__, len(e.failure_cases)
+print(told(), "pandera.api.pandas.model" in sys.modules, any("Absent" in type(f).__name__ for f in sys.meta_path))
+import pandera.pandas as pa
+from pandera.typing import DataFrame
+class Row(pa.DataFrameModel):
+    x: int = pa.Field(gt=0)
+print(Row.validate(pd.DataFrame({"x": [1]})).shape)
+try: Row.validate(pd.DataFrame({"x": [-1]}))
+except pa.errors.SchemaError: print("refused")
+print(told())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    told = "('SchemaErrors', 2)"
+    assert out == [f"{told} {bool(first)} False", "(1, 1)", "refused", told]

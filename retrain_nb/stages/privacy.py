@@ -91,7 +91,9 @@ def suspicions(
 ) -> list[Suspicion]:  # One for each kind that is there
     "What points to a person in `column`"
     texts, found = _texts(column), []
+    whole = "\n".join(texts) # Most columns hold nothing of most kinds, and one search says so
     for kind in KINDS:
+        if not kind.shape.search(whole): continue
         shaped = [m[0] for text in texts if (m := kind.shape.search(text))]
         proved = sum(map(kind.proof, shaped))
         if proved and proved >= PROVED*len(shaped) and proved >= LEAST*len(texts):
