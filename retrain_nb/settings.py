@@ -93,6 +93,7 @@ class WindowSection(Section):
     rule:Literal["expanding", "sliding"] = "expanding"
     days:float = Field(56, gt=0, le=36_525)  # Length of a sliding training window; a century at most
     holdout_days:float = Field(14, gt=0, le=36_525) # Length of the test window
+    anchor:Literal["now", "newest"] = "now"  # Where it ends: at the moment of the cycle, or at the midnight after the newest row, for a file that ended long ago
 
 class TrainerSection(Section):
     "[trainer]: how a model is made"
@@ -232,7 +233,7 @@ def load_settings(
 
 # %% ../nbs/03_settings.ipynb #e325a0d0
 POLICY = ("source", "features", "window", "trainer", "gates") # Sections that determine a model and its verdict
-LATER = {"source": {"task": "binary"}} # Keys that came after the first ledgers: at these values they are left out, and old recipes keep their digest
+LATER = {"source": {"task": "binary"}, "window": {"anchor": "now"}} # Keys that came after the first ledgers: at these values they are left out, and old recipes keep their digest
 
 # %% ../nbs/03_settings.ipynb #cf43d8ff
 def policy(

@@ -83,7 +83,7 @@ def _presence(
     def finding(outcome:str, reason:str) -> Finding:
         return Finding(Verdict(name=f"{name}.kind", outcome=outcome, reason=reason, n=len(frame)))
     times = list(frame.columns).count(name)
-    near = difflib.get_close_matches(name, map(str, frame.columns), 1, 0.6)
+    near = difflib.get_close_matches(name, map(str, frame.columns), 1, 0.6) if not times else []
     if times > 1: return finding(FAIL, f"this column is there {times} times")
     if not times: return finding(FAIL, "there is no such column" + (f"; the nearest name is `{near[0]}`" if near else ""))
     held = _kind(frame[name])
