@@ -420,9 +420,10 @@ def freeze(self:Workbench,
     known = as_known_at(frame, as_of, source.time, source.label, source.label_time)
     if known.empty: raise DataError(f"{name} has no row before {iso(as_of)}.", f"Its first is at {iso(frame[source.time].min())}; choose a later moment." if len(frame) else "It gave no rows at all.")
     snapshot = self.snapshots.freeze(known, source.time)
-    body = {**as_json(snapshot), "snapshot": snapshot.digest, "as_of": iso(as_of), "source": {"adapter": source.rows, "code": digest_code(rows)}}
+    origin = {"adapter": source.rows, "code": digest_code(rows)}
+    body = {**as_json(snapshot), "snapshot": snapshot.digest, "as_of": iso(as_of), "source": origin}
     left = {"undated": undated} if undated else {} # No part of the snapshot, so the digest does not know them
-    self.append("snapshot.frozen", ":".join(["snapshot", snapshot.digest, iso(as_of), *map(str, left.values())]), {**body, **left}, at)
+    self.append("snapshot.frozen", ":".join(["snapshot", snapshot.digest, iso(as_of), digest(canonical(origin))[:12], *map(str, left.values())]), {**body, **left}, at) # Another function may give the same rows
     return snapshot
 
 # %% ../../nbs/services/33_workbench.ipynb #10578c24
