@@ -44,7 +44,6 @@ Modules:
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
-- `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
 - `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
@@ -58,6 +57,7 @@ Modules:
 - `retrain_nb.stages.proposal`: Here are rows that nobody has seen before: what could a model learn from them, and how would one judge it?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
+- `retrain_nb.stages.tabular`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?

@@ -314,6 +314,15 @@ def test_categories_that_were_unknown_count_as_all_others():
     assert parts(frame(400).assign(d=None), rules)[0]["d.spread"].outcome == INSUFFICIENT
 
 
+def test_rows_without_a_time_are_bad_unless_their_share_is_promised():
+    lost = frame(20).assign(at=lambda f: f["at"].where(f.index >= 1))
+    assert parts(lost)[0]["time"].outcome == FAIL
+    for share, outcome in (("0.04", FAIL), ("0.05", PASS)):
+        assert parts(lost, parse_contract(HEAD + f"max_undated = {share}\n" + RULES))[0]["time"].outcome == outcome
+    later = lost.assign(at=lambda f: f["at"] + pd.Timedelta("9000D"))
+    assert parts(later, parse_contract(HEAD + "max_undated = 0.05\n" + RULES))[0]["time"].outcome == FAIL # A promise about none is none about the others
+
+
 @pytest.mark.parametrize("first", ["", "import pandera.pandas\n"])
 def test_pandera_is_loaded_without_its_pandas_and_is_whole_for_who_asks_later(first):
     code = first + """

@@ -135,17 +135,19 @@ def run(
 ) -> Answer:
     "Execute one run notebook as a recorded run"
     not_now(args)
-    from retrain_nb.loop.runs import mark_lost, plan, publish, run_page, tell_others
+    from retrain_nb.loop.runs import mark_lost, plan, publish, published, run_page, tell_others
     from retrain_nb.windows import parse_time
     book = open_here(args)
     with book.lock():
         mark_lost(book)
         done = run_page(book, plan(book, args.page, dict(args.parameters or []), parse_time(args.now or datetime.now(UTC))), say=say)
-        publish(book, done["run"], {"did": "run", "sentence": "Run by hand; the champion stays as it is."}, say)
+        told = bool(done["cycle"]) or published(book, done["run"]) # A cycle publishes its own runs, now or at its next turn
+        if not told: publish(book, done["run"], {"did": "run", "sentence": "Run by hand; the champion stays as it is."}, say)
         tell_others(book, say)
     code = EXIT_CODES[done["outcome"]] if done["outcome"] else broken(done)
     text = [f"{done['run']}: {done['state']}" + (f", {done['cause']}" if done["cause"] else ""), verdict_lines(done["verdict"]), f"report: {book.root/done['report']}"]
-    return done, "\n".join(text), code
+    if told: text.append("this recipe has run before; nothing was added")
+    return {**done, "new": not told}, "\n".join(text), code
 
 # %% ../../nbs/faces/51_daily.ipynb #f16c4a3d
 def status(

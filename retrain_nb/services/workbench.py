@@ -21,7 +21,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -41,7 +41,7 @@ from ..records import DataError, LockedError, Recipe, RetrainError, SettingsErro
 from ..settings import EVENTS, Settings, find_root, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
-from ..stages.signals import as_known_at, need_columns, need_label, need_utc, training_frame
+from ..stages.signals import as_known_at, need_columns, need_dated, need_label, need_utc, training_frame
 from ..stages.train import fixed_params
 from ..stores import keys, origin
 from ..stores.artifacts import Artifacts
@@ -230,19 +230,30 @@ def writing(self:Workbench,
 PAUSES = (0.2, 1.0, 5.0) # Seconds before each further attempt
 
 @patch
+def append_all(self:Workbench,
+    facts:Iterable[tuple[str, str, dict]], # Kind, such as `run.ended`; key, which makes a second writing harmless; body of records and plain values
+    at:datetime     # A label for people; order is by sequence
+) -> list[Any]:     # The ledger's entries
+    "Write entries and their projections under one signed head: all of it or nothing"
+    from retrain_nb.stores.database import LostError
+    facts = [(kind, key, as_json(body)) for kind, key, body in facts]
+    for pause in (*PAUSES, None):
+        try:
+            with self.writing(at) as pen: return [pen.enter(*fact) for fact in facts]
+        except LostError:
+            if pause is None: raise
+            time.sleep(pause)
+    return []
+
+@patch
 def append(self:Workbench,
     kind:str,       # Such as `run.ended`
     key:str,        # Makes a second writing harmless
     body:dict,      # Records and plain values
     at:datetime     # A label for people; order is by sequence
 ) -> Any:           # The ledger's entry
-    "Write an entry and its projections under a signed head: all of it or nothing"
-    from retrain_nb.stores.database import LostError
-    for pause in PAUSES:
-        try:
-            with self.writing(at) as pen: return pen.enter(kind, key, as_json(body))
-        except LostError: time.sleep(pause)
-    with self.writing(at) as pen: return pen.enter(kind, key, as_json(body))
+    "Write one entry in the same way"
+    return self.append_all([(kind, key, body)], at)[0]
 
 # %% ../../nbs/services/33_workbench.ipynb #507e3859
 @patch
@@ -349,7 +360,7 @@ def seal_events(self:Workbench,
 @patch
 def accept_table(self:Workbench,
     kind:str,          # Of the events
-    table:Any,         # An Arrow table, see `stages.columns.columns_of`
+    table:Any,         # An Arrow table, see `stages.tabular.columns_of`
     now:datetime,      # UTC
     origin:str = "",   # Where from, for the dead letters
     ahead:bool = False # Whether they may be known before they happen
@@ -379,8 +390,8 @@ def signals(self:Workbench,
     from retrain_nb.stores import database
     moment, s = as_of or LATEST, self.settings.source
     with database.reading(self.engine) as connection:
-        predictions = self.events.read(connection, "prediction", moment, end=moment)
-        outcomes = self.events.read(connection, "outcome", moment, columns=["id", "subject", "event_time", "known_at", "value"])
+        predictions = self.events.read(connection, "prediction", moment, end=moment, columns=["id", "event_time", "known_at", "features.*"])
+        outcomes = self.events.read(connection, "outcome", moment, columns=["subject", "event_time", "known_at", "value"])
     return training_frame(predictions, outcomes, moment, s.key, s.time, s.label, s.label_time)
 
 # %% ../../nbs/services/33_workbench.ipynb #66cc2d46
@@ -405,11 +416,13 @@ def freeze(self:Workbench,
     need_utc(frame, [source.time, source.label_time], name)
     need_label(frame, source.label, source.task, name)
     _need_open_label(self)
+    undated = need_dated(frame, source.time, self.contract.table.max_undated, name)
     known = as_known_at(frame, as_of, source.time, source.label, source.label_time)
     if known.empty: raise DataError(f"{name} has no row before {iso(as_of)}.", f"Its first is at {iso(frame[source.time].min())}; choose a later moment." if len(frame) else "It gave no rows at all.")
     snapshot = self.snapshots.freeze(known, source.time)
     body = {**as_json(snapshot), "snapshot": snapshot.digest, "as_of": iso(as_of), "source": {"adapter": source.rows, "code": digest_code(rows)}}
-    self.append("snapshot.frozen", f"snapshot:{snapshot.digest}:{iso(as_of)}", body, at)
+    left = {"undated": undated} if undated else {} # No part of the snapshot, so the digest does not know them
+    self.append("snapshot.frozen", ":".join(["snapshot", snapshot.digest, iso(as_of), *map(str, left.values())]), {**body, **left}, at)
     return snapshot
 
 # %% ../../nbs/services/33_workbench.ipynb #10578c24

@@ -132,7 +132,8 @@ def _table_findings(
     if time.verdict.outcome != PASS: return [*found, time]
     times = frame[rules.time]
     if not isinstance(times.dtype, pd.DatetimeTZDtype): times = pd.to_datetime(times, utc=True) # A column without a single value
-    found.append(_rows_finding("time", rules.time, times.isna() | (times > as_of),
+    undated = times.isna() if times.isna().mean() > rules.max_undated else False
+    found.append(_rows_finding("time", rules.time, undated | (times > as_of),
                                f"have no time, or one after {iso(as_of)}", f"are due by {iso(as_of)}"))
     if rules.newest_week: found.append(_newest_week(times, *rules.newest_week))
     return found if rules.max_age_days is None else [*found, _freshness(times, rules.max_age_days, as_of)]
