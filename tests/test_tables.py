@@ -159,6 +159,14 @@ def test_five_hundred_columns_and_ten_thousand_names(tmp_path):
     assert rows(put(tmp_path, many.to_csv(index=False))).who.nunique() == 10_000
 
 
+def test_long_names_long_cells_and_odd_bytes_are_read_or_refused(tmp_path):
+    found = rows(put(tmp_path, f"t,y,id\n2024-01-01,1,{'a'*10_240}\n2024-01-02,0,b\n"))
+    assert [len(v) for v in found.id] == [10_240, 1]
+    for content in ("t,y," + "x"*300_000 + "\n2024-01-01,1,1\n", "t,y,x\n2024-01-01,1," + "x"*300_000 + "\n", "t\0,y\n2024-01-01,1\n", "\n\nt,y\n\n2024-01-01,1\n", '"t,y\n2024-01-01,1\n'):
+        try: assert len(rows(put(tmp_path, content))) == 1
+        except RetrainError as e: assert e.cure
+
+
 def test_the_order_of_rows_is_a_time_that_stays_as_rows_are_added(tmp_path):
     one = rows(put(tmp_path, "y,x\n1,5\n0,6\n"), time="")
     two = rows(put(tmp_path, "y,x\n1,5\n0,6\n1,7\n"), time="")

@@ -58,7 +58,8 @@ def _head(
             if row: found.append(row)
             if len(found) > rows: break
     except csv.Error: pass # A cell longer than the module allows; what came before it is enough
-    return found[:-1] if len(found) > 2 and len(data) > 1 << 20 else found
+    found = found[:-1] if len(found) > 2 and len(data) > 1 << 20 else found
+    return found or [part.splitlines()[:1]] # Not even a header: then it is one odd name
 
 def separator_of(
     data:bytes # Of a CSV file
