@@ -35,6 +35,7 @@ Modules:
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
+- `retrain_nb.stages.fallbacks`: What stands in for a reading that is late or missing, and how often?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
 - `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?

@@ -8,7 +8,8 @@ mail: matplotlib without `pyplot`, so that no global state and no window can get
 
 # %% auto #0
 __all__ = ['WIDTH', 'DOTS', 'COLOURS', 'MANY', 'INK', 'MUTED', 'GRID', 'CANDIDATE', 'RIVAL', 'TRAIN', 'TEST', 'OUTCOME', 'HELP',
-           'REACH', 'Picture', 'periods', 'stream', 'rail_colour', 'rails', 'daily', 'calibration', 'importance']
+           'REACH', 'Picture', 'periods', 'stream', 'ripeness', 'rail_colour', 'rails', 'daily', 'calibration',
+           'importance']
 
 # %% ../../nbs/services/34_figures.ipynb #a4b6e6fa
 import importlib
@@ -147,8 +148,8 @@ def stream(
     "Volume and label rate over time, with training and test rows apart"
     days = 7 if split.test.end - split.train.start > timedelta(days=70) else 1
     table = periods(frame, source, split.cut, days)
-    known = frame[source.label].groupby([split.train.contains(frame[source.time]).map({True: "train", False: "test"})]).mean()
-    share = {part: f"{known[part]:.1%}" if part in known else "unknown" for part in ("train", "test")}
+    known = {part: frame[source.label][window.contains(frame[source.time])].mean() for part, window in (("train", split.train), ("test", split.test))}
+    share = {part: f"{rate:.1%}" if rate == rate else "unknown" for part, rate in known.items()}
     finding = f"Share of {source.label}: {share['train']} in training, {share['test']} in the test ({len(frame):,} rows)"
     picture, (volume, rate) = _panels(finding, 3.6, (1.0, 1.1))
     middle, width = table.index + timedelta(days=days/2), days*0.86
@@ -175,6 +176,32 @@ def _stream_words(ax:Any, table:Any, split:Any) -> None:
     ax.text(split.train.start, high, "learned from", color="#5b83b3", fontsize=8.5, fontweight="bold")
     words = "judged on" + (" (hatched: outcome not known yet)" if table.open.sum() else "")
     ax.text(split.test.end, high, words, color=TEST, fontsize=8.5, fontweight="bold", ha="right")
+
+# %% ../../nbs/services/34_figures.ipynb #d7823f62
+def ripeness(
+    table:Any, # By start of period, evenly spaced: `low`, `value`, `high`, shares from 0 to 1, and `state`, which is `mature`, `immature` or `unknown`
+    wanted:float # Least share
+) -> Picture:
+    "How complete the labels of each period are"
+    bad, count = table[table.state != "mature"], len(table)
+    some = f"Labels of {count - len(bad)} of {count} periods are mature; the first that is not begins on {bad.index[0]:%-d %B %Y}" if len(bad) else ""
+    finding = some or (f"Labels of all {count} periods are mature" if count else "There is no period whose labels could be mature")
+    picture, (ax,) = _panels(finding, 2.3)
+    if not count: return picture
+    step = table.index[1] - table.index[0] if count > 1 else timedelta(days=1)
+    for start in bad.index: ax.axvspan(start, start + step, color=OUTCOME["INSUFFICIENT"], alpha=0.14, linewidth=0)
+    middle = table.index + step/2
+    ax.fill_between(middle, table.low, table.high, color=CANDIDATE, alpha=0.2, linewidth=0)
+    ax.plot(middle, table.value, color=CANDIDATE, linewidth=1.4, marker="o", markersize=2.5)
+    ax.axhline(wanted, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    ax.text(table.index[0], wanted - 0.03, f"{wanted:.0%} wanted", color=MUTED, fontsize=8, va="top")
+    if len(bad): ax.text(bad.index[-1] + step, 0.04, "not mature", color=OUTCOME["INSUFFICIENT"], fontsize=8.5, fontweight="bold", ha="right")
+    ax.set_ylim(0, 1.05)
+    ax.set_xlim(table.index[0], table.index[-1] + step)
+    ax.set_ylabel("labels known", color=MUTED, fontsize=8)
+    _percent(ax)
+    _dates(ax)
+    return picture
 
 # %% ../../nbs/services/34_figures.ipynb #c2fbb741
 def rail_colour(

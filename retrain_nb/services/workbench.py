@@ -306,7 +306,7 @@ def split(self:Workbench,
 ) -> Split:
     "Which rows train and which judge, by the window rule of the settings"
     w = self.settings.window
-    return split_at(as_of, parse_time(snapshot.start), w.rule, w.days, w.holdout_days)
+    return split_at(as_of, parse_time(snapshot.start), w.rule, w.days, w.holdout_days, w.wait_days)
 
 # %% ../../nbs/services/33_workbench.ipynb #8262bc5c
 @patch
