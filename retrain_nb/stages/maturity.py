@@ -37,10 +37,11 @@ def completeness(
     delays:Any,               # What `label_delays` found; its moment is the moment that is asked about
     max_unlabelled:float,     # Largest share of labels that may be missing
     start:datetime,           # Where a period begins
-    days:float=1              # Length of a period
+    days:float=0              # Length of a period; 0 takes days, or weeks where there are more than ten of them
 ) -> pd.DataFrame:            # By start of period: `rows`, `known`, completeness as `value`, `low`, `high`, its `state`, and of which `outcome`
     "How complete the labels of each period are; of the slowest outcome, if the wait may depend on it"
-    told, step = delays.told(frame), pd.Timedelta(days=days)
+    told = delays.told(frame)
+    step = pd.Timedelta(days=days or (7 if told.age.max() - told.age.min() > 70*24 else 1))
     number = ((told.due - pd.Timestamp(start))//step).to_numpy()
     sums = [_complete(part.groupby(number).sum(), max_unlabelled, float(not delays.truncated)).assign(outcome=g) for g, part in delays.to_come(told, number).items()]
     worst = pd.concat(sums).sort_values(["low", "value"], kind="stable").groupby(level=0).first()
