@@ -53,7 +53,7 @@ def _reduced(
 @dataclass(frozen=True)
 class Picture:
     "A matplotlib figure that shows itself as a small PNG"
-    figure:Any   # A `matplotlib.figure.Figure`
+    figure:Any   # A `matplotlib.figure.Figure`; None where the sentence says it all
     finding:str  # What it shows, in a sentence
     def png(self) -> bytes:
         "The picture in few colours, without date or software name"
@@ -63,7 +63,8 @@ class Picture:
         canvas.draw()
         _reduced(np.asarray(canvas.buffer_rgba())).save(out, "png")
         return out.getvalue()
-    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]: return self.png(), {"width": int(WIDTH*100), "alt": self.finding}
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]|None: return (self.png(), {"width": int(WIDTH*100), "alt": self.finding}) if self.figure else None
+    def _repr_markdown_(self) -> str|None: return None if self.figure else f"{self.finding}."
     def __repr__(self) -> str: return f"<Picture: {self.finding}>"
 
 # %% ../../nbs/services/34_figures.ipynb #033729ac
@@ -235,8 +236,8 @@ def ripeness(
     bad, count = table[table.state != "mature"], len(table)
     some = f"Labels of {count - len(bad)} of {count} periods are mature; the first that is not begins on {bad.index[0]:%-d %B %Y}" if len(bad) else ""
     finding = some or (f"Labels of all {count} periods are mature" if count else "There is no period whose labels could be mature")
+    if not len(bad) or list(bad.index) == [table.index[-1]]: return Picture(None, finding)
     picture, (ax,) = _panels(finding, 2.3)
-    if not count: return picture
     step = table.index[1] - table.index[0] if count > 1 else timedelta(days=1)
     for start in bad.index: ax.axvspan(start, start + step, color=OUTCOME["INSUFFICIENT"], alpha=0.14, linewidth=0)
     middle = table.index + step/2

@@ -102,7 +102,8 @@ def split_rows(self:Session,
     source, split = self.book.settings.source, self.split
     taught = split.train.contains(frame[source.time]) & labelled_by(frame, split.cut, source.label, source.label_time)
     if until is not None: taught &= frame[source.time] < until
-    frame = frame.drop(columns=list(self.book.contract.withheld), errors="ignore") # Not even `derive` of a view sees them
+    withheld = [c for c in self.book.contract.withheld if c in frame]
+    if withheld: frame = frame.drop(columns=withheld) # Not even `derive` of a view sees them
     return frame[taught], frame[split.test.contains(frame[source.time])]
 
 # %% ../../nbs/services/36_session.ipynb #47e96490
