@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.events import events
 from bench.history import history
 from bench.ingest import ingest
 from bench.ledger import record
@@ -134,7 +135,7 @@ def show(r: dict) -> None:
     print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<58}{r['seconds']:>9.4f} s  {r['ratio']:>6.2f} x {r['against']:<24}{limit}{more}", flush=True)
 
 
-GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "ingest": ingest}
+GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest}
 
 
 def main() -> None:

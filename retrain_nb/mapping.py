@@ -46,7 +46,7 @@ def _zone(name:str) -> str:
 # %% ../nbs/02b_mapping.ipynb #8c0f1a17
 class Columns(BaseModel):
     "What becomes what; each of the fields names a column, or gives a value in double quotes"
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
     kind:str = ""            # One of the kinds of event, or the column that says which
     id:str = "id"            # Makes a second delivery harmless
     subject:str = ""         # What it is about; empty is a column `subject`, or else the id

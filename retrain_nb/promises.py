@@ -120,6 +120,7 @@ class TableRules:
     time:str                                       # Column with the moment of a row, in UTC, never after `as_of`
     min_rows:Count = 1                             # Fewer are no evidence
     max_age_days:Annotated[Number, Field(gt=0)]|None = None # From the newest row to `as_of`
+    max_undated:Share = 0.0                        # Largest share of rows without a time; they can neither teach nor judge
     newest_week:tuple[Count, Count]|None = None    # Fewest and most rows in the seven days up to the newest
     unique:list[Annotated[list[str], Field(min_length=1)]] = Field(default_factory=list) # Sets of columns of which no two rows have the same values
     relations:list[str] = Field(default_factory=list) # What every row keeps, such as `label_time >= event_time`
@@ -195,7 +196,7 @@ class Change:
     what:str   # In words
     size:str   # `minor` or `major`
 
-LOOSER = {"max_missing": 1, "min": -1, "max": 1, "max_categories": 1, "min_rows": -1, "max_age_days": 1} # Which way a bound gets looser
+LOOSER = {"max_missing": 1, "min": -1, "max": 1, "max_categories": 1, "min_rows": -1, "max_age_days": 1, "max_undated": 1} # Which way a bound gets looser
 
 def _bound(where:str, name:str, old:Any, new:Any) -> Change:
     "How a bound moved"

@@ -1,4 +1,6 @@
 "Contract: what a lesson should not have to show"
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -310,3 +312,38 @@ def test_categories_that_were_unknown_count_as_all_others():
     found, _ = parts(frame(400).assign(d=["new"]*200 + ["p"]*100 + ["q"]*100), rules)
     assert found["d.spread"].outcome == FAIL and found["d.spread"].value > 1
     assert parts(frame(400).assign(d=None), rules)[0]["d.spread"].outcome == INSUFFICIENT
+
+
+def test_rows_without_a_time_are_bad_unless_their_share_is_promised():
+    lost = frame(20).assign(at=lambda f: f["at"].where(f.index >= 1))
+    assert parts(lost)[0]["time"].outcome == FAIL
+    for share, outcome in (("0.04", FAIL), ("0.05", PASS)):
+        assert parts(lost, parse_contract(HEAD + f"max_undated = {share}\n" + RULES))[0]["time"].outcome == outcome
+    later = lost.assign(at=lambda f: f["at"] + pd.Timedelta("9000D"))
+    assert parts(later, parse_contract(HEAD + "max_undated = 0.05\n" + RULES))[0]["time"].outcome == FAIL # A promise about none is none about the others
+
+
+@pytest.mark.parametrize("first", ["", "import pandera.pandas\n"])
+def test_pandera_is_loaded_without_its_pandas_and_is_whole_for_who_asks_later(first):
+    code = first + """
+import sys
+import pandas as pd
+from retrain_nb.promises import ColumnRules
+from retrain_nb.stages.contract import schema
+import polars as pl
+def told():
+    try: schema({"x": ColumnRules(kind="number", min=0)}).validate(pl.DataFrame({"x": [1.0, -1.0, -2.0]}), lazy=True)
+    except Exception as e: return type(e).__name__, len(e.failure_cases)
+print(told(), "pandera.api.pandas.model" in sys.modules, any("Absent" in type(f).__name__ for f in sys.meta_path))
+import pandera.pandas as pa
+from pandera.typing import DataFrame
+class Row(pa.DataFrameModel):
+    x: int = pa.Field(gt=0)
+print(Row.validate(pd.DataFrame({"x": [1]})).shape)
+try: Row.validate(pd.DataFrame({"x": [-1]}))
+except pa.errors.SchemaError: print("refused")
+print(told())
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    told = "('SchemaErrors', 2)"
+    assert out == [f"{told} {bool(first)} False", "(1, 1)", "refused", told]

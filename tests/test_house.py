@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -380,3 +381,10 @@ def test_a_command_that_does_not_exist_is_found():
     shown = commands("```sh\n$ make dance && retrain-nb dance --long  # a comment\nretrain-nb status --no-such-flag\n```")
     assert shown == [["make", "dance"], ["retrain-nb", "dance", "--long"], ["retrain-nb", "status", "--no-such-flag"]]
     assert unreal(shown) == shown
+
+
+def test_make_test_shares_the_files_between_two_processes_and_one_file_runs_in_one():
+    recipe = subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"pytest -n 2 --dist loadfile --no-loadscope-reorder$", recipe, re.MULTILINE)
+    options = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["addopts"]
+    assert "-n" not in options.split() and "dist" not in options         # Or no debugger could be used

@@ -11,6 +11,7 @@ more, and that no failure here reaches the caller."""
 __all__ = ['CHANNEL', 'PATIENCE', 'waiting', 'refused', 'mark', 'account', 'event', 'deliver']
 
 # %% ../../nbs/loop/41_deliver.ipynb #9a8e07af
+import importlib
 import json
 import time
 from collections.abc import Callable
@@ -18,7 +19,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection
 
 from ..records import counted
@@ -54,9 +54,9 @@ def mark(
     why:str|None=None      # It was refused for good: the reason
 ) -> None:
     "Remember that an entry was told; twice is once, and what was taken stays taken"
-    insert = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[connection.dialect.name]
+    insert = importlib.import_module(f"sqlalchemy.dialects.{connection.dialect.name}").insert # The other one takes its time to load
     cells = {"at": iso(at), "why": why}
-    new = insert(database.deliveries).values(seq=seq, channel=CHANNEL, **cells) # type: ignore[operator]
+    new = insert(database.deliveries).values(seq=seq, channel=CHANNEL, **cells)
     connection.execute(new.on_conflict_do_update(index_elements=["seq", "channel"], set_=cells, where=database.deliveries.c.why.is_not(None)))
 
 # %% ../../nbs/loop/41_deliver.ipynb #8dd13068

@@ -73,17 +73,18 @@ CANDIDATE, RIVAL, TRAIN, TEST = "#1f5fa8", "#9aa3ad", "#a9c3e0", "#1f5fa8"
 OUTCOME = {"PASS": "#2b7a4b", "FAIL": "#b3362c", "INSUFFICIENT": "#a67608"}
 
 # %% ../../nbs/services/34_figures.ipynb #f4672969
-HELP = "_update_set_signature_and_docstring" # Of `matplotlib.artist.Artist`; where there is none by this name, nothing is spared
+HELP = {"Artist": "_update_set_signature_and_docstring", "": "kwdoc"} # In `matplotlib.artist`; where there is none by these names, nothing is spared
 
 def _figure_class() -> Any:
     "`matplotlib.figure.Figure`, loaded without that help"
     if "matplotlib.figure" not in sys.modules:
-        artist = importlib.import_module("matplotlib.artist").Artist
-        helper = vars(artist).get(HELP)
-        if helper: setattr(artist, HELP, classmethod(lambda cls: None))
+        artist = importlib.import_module("matplotlib.artist")
+        places = [(getattr(artist, where) if where else artist, name) for where, name in HELP.items()]
+        writers = [(place, name, vars(place)[name]) for place, name in places if name in vars(place)]
+        for place, name, writer in writers: setattr(place, name, classmethod(lambda cls: None) if isinstance(writer, classmethod) else lambda cls: "")
         try: importlib.import_module("matplotlib.figure")
         finally:
-            if helper: setattr(artist, HELP, helper)
+            for place, name, writer in writers: setattr(place, name, writer)
     return importlib.import_module("matplotlib.figure").Figure
 
 # %% ../../nbs/services/34_figures.ipynb #dff5e40f
