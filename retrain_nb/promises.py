@@ -60,7 +60,7 @@ class ColumnRules:
     max_unknown:Share = 0.0                        # Largest share of rows with another text than `categories`
     max_categories:Count|None = None               # Most different texts
     reference:Reference|None = None                # How values were spread
-    tag:Literal["", "personal", "granted", "forbidden", "group"] = "" # Personal is never shown and never learned from; granted is never shown; forbidden must not be there; group names who or what a row is about
+    tag:Literal["", "personal", "granted", "forbidden", "group"] = "" # Personal is never shown and never learned from; granted is never shown; forbidden must not be there; group names who or what a row is about, in training or in the test and not in both
     @model_validator(mode="after")
     def _fits(self) -> "ColumnRules":
         low, high = self.min, self.max
