@@ -316,15 +316,17 @@ def _day(text:str) -> datetime:
 GOALS = {"log_loss": "log loss", "mae": "absolute error"} # Metric to what it is called for one row
 
 def daily(
-    evaluation:Any # Has `by_day`, records with `day`, `n`, `candidate` and `rival` (mean loss), `rival_name` and `task`
+    evaluation:Any # Has `days`, `by_day`, records with `day`, `n`, `candidate` and `rival` (mean loss), `rival_name` and `task`
 ) -> Picture:
     "Mean loss of both models on each test day, by the goal of the task"
     what = GOALS[TASKS[evaluation.task].goal]
     days = list(evaluation.by_day)
     pairs = [(d.candidate, d.rival) for d in days if d.rival is not None]
     won = sum(a < b for a, b in pairs)
-    compared = f"The candidate has the lower {what} on {won} of {counted(len(pairs), 'day')}"
-    finding = compared if pairs else f"{what.capitalize()} of the candidate on {counted(len(days), 'day')}"
+    one = ("day",) if len(days) == evaluation.days else ("stretch of days", "stretches of days")
+    compared = f"The candidate has the lower {what} on {won} of {counted(len(pairs), *one)}"
+    finding = compared if pairs else f"{what.capitalize()} of the candidate on {counted(len(days), *one)}"
+    if not days and evaluation.days: finding = f"{what.capitalize()} is not drawn for each of {evaluation.days:,} clusters"
     picture, (ax,) = _panels(finding, 2.6)
     at = [_day(d.day) for d in days]
     ends = [(evaluation.rival_name, [d.rival for d in days], RIVAL)] if pairs else []
