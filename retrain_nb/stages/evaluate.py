@@ -322,10 +322,10 @@ def _metrics(asked:Asked, codes:np.ndarray, level:float, names:tuple[str, ...]) 
 
 def _by_day(asked:Asked, codes:np.ndarray, names:pd.Index, task:str) -> tuple[Day, ...]:
     "Mean loss of each day, by the goal of the task"
-    dates = isinstance(names, pd.DatetimeIndex)
-    if len(names) > 1000 and not dates: return ()
-    if (step := -(-len(names)//1000)) > 1: codes, names = codes//step, names[::step]
-    if dates: names = names.strftime("%Y-%m-%d")
+    if isinstance(names, pd.DatetimeIndex):
+        step = max(-(-len(names)//1000), 1)
+        codes, names = codes//step, names[::step].strftime("%Y-%m-%d")
+    if len(names) > 1000: return ()
     n = np.bincount(codes)
     means = {name: np.bincount(codes, LOSSES[TASKS[task].goal](*given))/n for name, given in asked.items()}
     rate = np.bincount(codes, asked["candidate"][0])/n if task != "multiclass" else None
