@@ -131,7 +131,8 @@ def _number_lines(column:"pd.Series") -> list[str]:
 def _text_lines(column:"pd.Series") -> list[str]:
     "The categories of a text"
     counts = column.dropna().astype(str).value_counts()
-    if len(counts) <= FEW and counts.min() >= max(5, len(column)//1000): return [f"categories = {toml(sorted(counts.index))}"]
+    if len(counts) <= FEW and counts.min() >= max(5, len(column)//1000):
+        return [f"categories = {toml(sorted(counts.index))}", "max_unknown = 0.01  # share of rows with another text; a new one must not stop the night, many of them must"]
     if len(counts) > max(FEW, len(column)//10): return [f"# {len(counts):,} different values: an identifier, or free text"]
     return [f"max_categories = {2*len(counts) + 5}  # {len(counts):,} seen"]
 
