@@ -48,6 +48,7 @@ Modules:
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
 - `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
+- `retrain_nb.stages.fallbacks`: What stands in for a reading that is late or missing, and how often?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
 - `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?

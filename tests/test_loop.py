@@ -10,6 +10,7 @@ import pytest
 from retrain_nb.faces.cli import main
 from retrain_nb.services.workbench import open_workbench
 from retrain_nb.stores import ledger
+from retrain_nb.windows import parse_time
 
 MARCH, APRIL = "2024-03-01", "2024-03-22"
 
@@ -101,6 +102,16 @@ def test_a_champion_that_answers_another_question_is_no_rival(parcels, capsys):
     change(parcels, "settings.ini", "label = late", "label = heavy")
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)
     assert (code, done["did"]) == (4, "kept") and "`champion for late`, which no gate knows" in done["reasons"][0]["reason"]
+
+
+def test_other_code_that_gives_the_same_rows_is_another_origin_and_no_contradiction(parcels):
+    (parcels/"gives.py").write_text("from retrain_nb.demo import toy\ndef rows(): return toy.rows()\n")
+    as_of, at, frozen = parse_time(MARCH), parse_time(APRIL), []
+    for entry in ("retrain_nb.demo.toy:rows", "gives:rows", "gives:rows"):
+        change(parcels, "settings.ini", next(w for w in ("retrain_nb.demo.toy:rows", "gives:rows") if w in (parcels/"settings.ini").read_text()), entry)
+        frozen.append(open_workbench(parcels).freeze(as_of, at).digest)
+    told = [e.body["source"]["adapter"] for e in entries(parcels) if e.kind == "snapshot.frozen" and e.body["snapshot"] == frozen[0]]
+    assert len(set(frozen)) == 1 and told == ["retrain_nb.demo.toy:rows", "gives:rows"]
 
 
 def test_a_page_that_does_not_ask_whether_the_rows_are_new_to_the_champion_passes_nothing(parcels, capsys):

@@ -38,7 +38,7 @@ from ..durable import write_atomic, write_once
 from ..events import LATEST
 from ..notes import Checkpoint, check_note, checkpoint_text, sign_note
 from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, counted, from_json
-from ..settings import EVENTS, Settings, find_root, load_settings, policy
+from ..settings import EVENTS, POLICY, Settings, find_root, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
 from ..stages.signals import as_known_at, need_columns, need_dated, need_label, need_utc, training_frame
@@ -420,9 +420,10 @@ def freeze(self:Workbench,
     known = as_known_at(frame, as_of, source.time, source.label, source.label_time)
     if known.empty: raise DataError(f"{name} has no row before {iso(as_of)}.", f"Its first is at {iso(frame[source.time].min())}; choose a later moment." if len(frame) else "It gave no rows at all.")
     snapshot = self.snapshots.freeze(known, source.time)
-    body = {**as_json(snapshot), "snapshot": snapshot.digest, "as_of": iso(as_of), "source": {"adapter": source.rows, "code": digest_code(rows)}}
+    origin = {"adapter": source.rows, "code": digest_code(rows)}
+    body = {**as_json(snapshot), "snapshot": snapshot.digest, "as_of": iso(as_of), "source": origin}
     left = {"undated": undated} if undated else {} # No part of the snapshot, so the digest does not know them
-    self.append("snapshot.frozen", ":".join(["snapshot", snapshot.digest, iso(as_of), *map(str, left.values())]), {**body, **left}, at)
+    self.append("snapshot.frozen", ":".join(["snapshot", snapshot.digest, iso(as_of), digest(canonical(origin))[:12], *map(str, left.values())]), {**body, **left}, at) # Another function may give the same rows
     return snapshot
 
 # %% ../../nbs/services/33_workbench.ipynb #10578c24
@@ -447,7 +448,7 @@ def as_decided(self:Workbench,
     "This workbench with its policy and contract as they were"
     if not frozen: return self
     kept = json.loads(self.artifacts.get(frozen))
-    settings = Settings.model_validate({**self.settings.model_dump(mode="json"), **kept["policy"]})
+    settings = Settings.model_validate({**self.settings.model_dump(mode="json", exclude=set(POLICY)), **kept["policy"]})
     return Workbench(self.root, settings, kept["contract"], self.snapshots, self.artifacts, self.held)
 
 # %% ../../nbs/services/33_workbench.ipynb #7c264daf
@@ -459,7 +460,7 @@ def split(self:Workbench,
     "Which rows train and which judge, by the window rule of the settings"
     w = self.settings.window
     midnight = parse_time(snapshot.end).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1) # After the newest row
-    return split_at(as_of if w.anchor == "now" else min(as_of, midnight), parse_time(snapshot.start), w.rule, w.days, w.holdout_days)
+    return split_at(as_of if w.anchor == "now" else min(as_of, midnight), parse_time(snapshot.start), w.rule, w.days, w.holdout_days, w.wait_days)
 
 # %% ../../nbs/services/33_workbench.ipynb #8262bc5c
 @patch

@@ -209,7 +209,7 @@ def _lookup(
     import numpy as np
     place = {text: i for i, text in enumerate(known)}
     if view.unseen == "refuse" and (new := [texts[i] for i in used if texts[i] not in place]):
-        raise DataError(f"column `{name}` of view `{view.name}` holds {len(new):,} names that training never saw, such as {new[0][:40]!r}.",
+        raise DataError(f"column `{name}` of view `{view.name}` holds {len(new):,} names that training never saw.",
                         "Train a model on rows that hold them, or declare another answer: `unseen=\"missing\"`.")
     return np.array([place.get(text, place[OTHER] if view.unseen == "other" else -1) for text in texts] + [-1])
 
