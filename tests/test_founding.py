@@ -174,7 +174,8 @@ def test_whoever_was_named_stays_out_and_so_does_what_was_filled_in_later(tmp_pa
     frame, score = stream()
     closed = frame.t + pd.to_timedelta(np.random.default_rng(3).gamma(2, 20, len(frame)), "h")
     path = written(frame.assign(y=(score > 0).astype(int), who=np.arange(len(frame)) % 300, closed=closed, in_time=closed < frame.t + pd.Timedelta("40h")), tmp_path/"jobs.parquet")
-    _, found = made(capsys, tmp_path/"bench", path, "--time", "t", "--entity", "who")
+    done, found = made(capsys, tmp_path/"bench", path, "--time", "t", "--entity", "who")
+    assert any(row["what"] == "entity" and row["why"].startswith("100.0% of the test rows are about one that training rows are about too") for row in done["proposed"])
     assert (found["who"], found["closed"], found["in_time"]) == ("entity", "time", "leak suspect")
     assert "how long it took until `closed` tells it" in (tmp_path/"bench"/"source.py").read_text()
 

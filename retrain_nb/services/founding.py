@@ -214,6 +214,12 @@ class Draft:
     found:Proposal               # What was proposed
     said:tuple[dict[str, str], ...] # what, proposed, why; for a table
 
+def _again(frame:"pd.DataFrame", parts:Parts, cut:datetime) -> str:
+    "Whether those whom the test is about are known from training"
+    late = frame[parts.time] >= cut
+    share = float(frame[parts.entity][late].isin(frame[parts.entity][~late].dropna().unique()).mean())
+    return f"{share:.1%} of the test rows are about one that training rows are about too; where that must not be, write `tag = \"group\"` under its columns section in the contract"
+
 def _looked_at(frame:"pd.DataFrame", parts:Parts, aim:Aim, now:datetime) -> tuple[Proposal, list[dict[str, str]]]:
     "A proposal for rows as known now; what a person should look at twice"
     told = find_personal(frame)
@@ -221,10 +227,11 @@ def _looked_at(frame:"pd.DataFrame", parts:Parts, aim:Aim, now:datetime) -> tupl
     columns = propose_columns(frame, parts, told)
     window = propose_window(frame[parts.time], frame[parts.label], frame[parts.label_time], aim.task, now)
     end = parse_time(now) if window.anchor == "now" else min(parse_time(now), frame[parts.time].max().floor("D").to_pydatetime() + timedelta(days=1))
-    pick = lambda role: [c.name for c in columns if c.role == role]
-    leaks, rest = find_leaks(frame, parts, pick(MEASURED), pick(NAMES), (end - timedelta(days=window.holdout_days), end), now)
+    cut, pick = end - timedelta(days=window.holdout_days), lambda role: [c.name for c in columns if c.role == role]
+    leaks, rest = find_leaks(frame, parts, pick(MEASURED), pick(NAMES), (cut, end), now)
     found = propose(frame, parts, aim, now, {**leaks, **told})
     twice = [{"what": leak.name, "proposed": leak.column or "all rows", "why": leak.reason} for leak in (rest.leaks if rest else ())]
+    if parts.entity: twice.append({"what": "entity", "proposed": parts.entity, "why": _again(frame, parts, cut)})
     best = sorted(((v, name) for name, (v, *_) in (rest.strength if rest else {}).items()), reverse=True)[:2]
     floor = 0.65 if rest and rest.unit == "AUC" else 0.3
     twice += [{"what": "look twice", "proposed": name, "why": f"alone it tells the label with {'an AUC' if floor > 0.5 else 'an R2'} of {v:.2f}: was it known when the row was due?"} for v, name in best if v >= floor]
