@@ -1673,6 +1673,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'retrain_nb/stages/proposal.py'),
                                             'retrain_nb.stages.proposal.propose_margins': ( 'stages/proposal.html#propose_margins',
                                                                                             'retrain_nb/stages/proposal.py'),
+                                            'retrain_nb.stages.proposal.propose_trees': ( 'stages/proposal.html#propose_trees',
+                                                                                          'retrain_nb/stages/proposal.py'),
                                             'retrain_nb.stages.proposal.propose_window': ( 'stages/proposal.html#propose_window',
                                                                                            'retrain_nb/stages/proposal.py'),
                                             'retrain_nb.stages.proposal.rarest': ( 'stages/proposal.html#rarest',
