@@ -126,6 +126,9 @@ def cycle(
     from retrain_nb.loop.cycle import cycle as turn
     from retrain_nb.windows import parse_time
     book = open_here(args)
+    if book.settings.ingest: # First, so that what came tonight is known at the moment that is asked about
+        from retrain_nb.loop.ingest import take_declared
+        take_declared(book, datetime.now(UTC), who(), say)
     done = turn(book, parse_time(args.now or datetime.now(UTC)), by=who(), say=say)
     code = broken(done) or EXIT_CODES[done["verdict"]]
     report = book.root/done["report"] if done["report"] else None

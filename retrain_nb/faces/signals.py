@@ -71,16 +71,21 @@ def _refused(book:Any, args:argparse.Namespace) -> Answer:
 
 # %% ../../nbs/faces/52b_signals.ipynb #50a79b7b
 def serve(
-    args:argparse.Namespace # `host`, `port`
+    args:argparse.Namespace # `host`, `port`, `seal_every`
 ) -> Answer:
     "Take events over HTTP until told to stop"
     from retrain_nb.loop.server import serve as run
     book = open_here(args)
-    run(book, args.host, args.port, say)
+    run(book, args.host, args.port, args.seal_every, say)
     return {"stopped": True}, "", 0
 
 # %% ../../nbs/faces/52b_signals.ipynb #b67c4e98
 COMMANDS = {"ingest": ingest, "serve": serve}
+
+def _seconds(text:str) -> float:
+    "A time to wait"
+    if not 0 < (found := float(text)) < 1e9: raise ValueError
+    return found
 
 def options(
     made:dict[str, argparse.ArgumentParser] # Name of each command of this room to its parser
@@ -97,3 +102,4 @@ def options(
     add("--limit", type=int, default=20, metavar="N", help="list at most so many (default: 20)")
     made["serve"].add_argument("--host", default="127.0.0.1", help="who can reach it (default: this machine alone)")
     made["serve"].add_argument("--port", type=int, default=8470, help="default: 8470; 0 is any that is free")
+    made["serve"].add_argument("--seal-every", type=_seconds, default=900.0, metavar="SECONDS", help="how often what came in is moved into files that never change (default: 900)")
