@@ -579,3 +579,17 @@ def test_the_command_says_what_it_did_and_lists_what_it_did_not(book, tmp_path):
     assert run("ingest", str(tmp_path/"x.csv"), "--kind", "outcom").returncode == 3
     assert run("ingest", str(tmp_path/"x.csv"), "--map", "zone=Mars").returncode == 2
     assert run("ingest", "sqlite:///nowhere.db", "--query", "SELECT 1", "--kind", "outcome").returncode == 2
+
+
+def test_the_command_finds_a_feature_that_a_service_computes_in_another_unit(book, tmp_path, capsys):
+    from retrain_nb.demo import toy
+    from retrain_nb.faces.cli import main
+    columns = ["parcel_id", "due_time", "depot", "load", "rain", "hour", "weekday"]
+    rows = toy.rows().astype({"depot": str})[columns].tail(2000)
+    words = ["--kind", "prediction", "--map", "id=parcel_id", "--map", "event_time=due_time", "--map", "known_at=due_time", "--map", f"features={','.join(columns[2:])}"]
+    for name, frame, since, code, amiss in (("right", rows.head(1000), "2024-02-01", 0, []), ("inches", rows.tail(1000).assign(rain=lambda f: f.rain/25.4), rows.due_time.iloc[1000].isoformat(), 3, ["rain"])):
+        frame.to_csv(tmp_path/f"{name}.csv", index=False)
+        assert main(["ingest", str(tmp_path/f"{name}.csv"), *words, "--root", str(book.root)]) == 0
+        capsys.readouterr()
+        assert main(["skew", "--since", since, "--root", str(book.root), "--json"]) == code
+        assert [c["column"] for c in json.loads(capsys.readouterr().out)["columns"] if c["unequal"]] == amiss
