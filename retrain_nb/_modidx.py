@@ -1271,6 +1271,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'retrain_nb.stages.contract.schema': ( 'stages/contract.html#schema',
                                                                                    'retrain_nb/stages/contract.py')},
             'retrain_nb.stages.delays': { 'retrain_nb.stages.delays.Curve': ('stages/delays.html#curve', 'retrain_nb/stages/delays.py'),
+                                          'retrain_nb.stages.delays.Curve.__repr__': ( 'stages/delays.html#curve.__repr__',
+                                                                                       'retrain_nb/stages/delays.py'),
                                           'retrain_nb.stages.delays.Curve.at': ( 'stages/delays.html#curve.at',
                                                                                  'retrain_nb/stages/delays.py'),
                                           'retrain_nb.stages.delays.Curve.reaches': ( 'stages/delays.html#curve.reaches',

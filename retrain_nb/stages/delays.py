@@ -68,6 +68,7 @@ class Curve:
     ) -> np.ndarray:      # (n,) 0 below the first age
         "The curve at `ages`"
         return np.append(0.0, getattr(self, what))[np.searchsorted(self.age, np.asarray(ages, dtype="float64"), side="right")]
+    def __repr__(self) -> str: return f"<Curve: {self.n:,} rows at {len(self.age):,} ages; {self.method}>" # Whoever shows it wants no arrays
     def reaches(self, share:float) -> float: # Hours; infinite if it never does
         "The first age at which the lower bound is at least `share`"
         there = self.low >= share
