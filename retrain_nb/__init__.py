@@ -56,6 +56,7 @@ Modules:
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
+- `retrain_nb.stages.slices`: Better on the whole: but for whom is it worse?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?

@@ -330,6 +330,7 @@ def _members(d:np.ndarray, masks:np.ndarray, at:np.ndarray) -> tuple[np.ndarray,
     seen = np.array([len(np.unique(at[m])) for m in masks])
     return n, means, sums, seen
 
+# %% ../../nbs/stages/13b_paired.ipynb #2e934794
 def family(
     d:np.ndarray,                           # (n,) the candidate's loss less the rival's
     masks:np.ndarray,                       # (m, n) which rows belong to each
