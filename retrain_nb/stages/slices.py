@@ -31,7 +31,7 @@ from ..tasks import told
 class Slice:
     "Rows that have something in common"
     name:str                                              # As written
-    wanted:tuple[tuple[str, str|None, float, float], ...] # Column and value, or column, None and range; a value of `missing` is what it says
+    wanted:tuple[tuple[str, str|None, float, float], ...] # Column, value and no bounds, or column, None and range; a value of `missing` is what it says
 
 def _part(text:str) -> tuple[str, str|None, float, float]:
     "One condition"
@@ -39,7 +39,7 @@ def _part(text:str) -> tuple[str, str|None, float, float]:
     if not found: raise SettingsError(f"`{text.strip()}` is no slice.", "Write `column = value`, or `column = 0 .. 500` for a range; join two with `and`.")
     column, value = found[1], found[2]
     ends = re.fullmatch(r"(\S+)?\s*\.\.\s*(\S+)?", value)
-    if not ends: return column, value, math.nan, math.nan
+    if not ends: return column, value, -math.inf, math.inf
     try: low, high = (float(end) if end else other for end, other in zip(ends.groups(), (-math.inf, math.inf)))
     except ValueError: raise SettingsError(f"the ends of `{text.strip()}` are not numbers.", "Write a range as `0 .. 500`; one end may be left open.") from None
     if not low < high: raise SettingsError(f"the range `{text.strip()}` is empty.", "Write its lower end first.")
@@ -97,9 +97,9 @@ def _simple(name:str, values:pd.Series, least:int, quarters:int=4) -> list[Slice
         inner = np.unique(np.quantile(values.dropna().to_numpy("float64"), np.arange(1, quarters)/quarters))
         ends = [-math.inf, *inner.tolist(), math.inf]
         return [Slice(f"{name} = {'' if low == -math.inf else f'{low:g} '}..{'' if high == math.inf else f' {high:g}'}", ((name, None, low, high),))
-                for low, high in itertools.pairwise(ends)] + ([Slice(f"{name} = missing", ((name, "missing", math.nan, math.nan),))] if values.isna().sum() >= least else [])
+                for low, high in itertools.pairwise(ends)] + ([Slice(f"{name} = missing", ((name, "missing", -math.inf, math.inf),))] if values.isna().sum() >= least else [])
     counts = pd.Series(_texts(values)).value_counts()
-    return [Slice(f"{name} = {value}", ((name, str(value), math.nan, math.nan),)) for value, n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:100] if n >= least]
+    return [Slice(f"{name} = {value}", ((name, str(value), -math.inf, math.inf),)) for value, n in sorted(counts.items(), key=lambda c: (-c[1], c[0]))[:100] if n >= least]
 
 def _scored(marks:np.ndarray, d:np.ndarray, least:int) -> np.ndarray:
     "(m, m) how many standard errors worse each pair of slices is; on the diagonal each slice alone; -inf where rows are few"
