@@ -265,7 +265,7 @@ def _failures(
     contract:Contract  # Their promises
 ) -> dict[tuple[str, str], list[int|None]]: # Column and rule to positions of the first bad rows; None where the check crashed
     "Which rules of which columns fail, by pandera"
-    from pandera.errors import SchemaErrors
+    SchemaErrors = _pandera().errors.SchemaErrors
     names = {f"c{i}": name for i, name in enumerate(table.columns)} # To polars `^a$` is a pattern and `*` is everything
     try: schema({alias: contract.columns[name] for alias, name in names.items()}).validate(table.rename(dict(zip(table.columns, names))), lazy=True)
     except SchemaErrors as e:
