@@ -16,6 +16,7 @@ from bench.events import events
 from bench.history import history
 from bench.ingest import ingest
 from bench.ledger import record
+from bench.paired import paired
 from bench.record import artifact_put, snapshot_check
 from bench.rows import row
 from bench.snapshots import snapshots
@@ -137,7 +138,7 @@ def show(r: dict) -> None:
     print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<58}{r['seconds']:>9.4f} s  {r['ratio']:>6.2f} x {r['against']:<24}{limit}{more}", flush=True)
 
 
-GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest, "contract": contract, "snapshots": snapshots}
+GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest, "contract": contract, "snapshots": snapshots, "paired": paired}
 
 
 def main() -> None:

@@ -55,10 +55,12 @@ Modules:
 - `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
 - `retrain_nb.stages.leakage`: Does a feature know what it cannot have known when the prediction was due?
 - `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
+- `retrain_nb.stages.paired`: Two models met the same rows. What is the difference worth, and what if we looked in twenty places?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.proposal`: Here are rows that nobody has seen before: what could a model learn from them, and how would one judge it?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
+- `retrain_nb.stages.slices`: Better on the whole: but for whom is it worse?
 - `retrain_nb.stages.tabular`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
