@@ -42,6 +42,8 @@ Modules:
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
+- `retrain_nb.stages.backtest`: Had we retrained like this all last year, how would it have gone?
+- `retrain_nb.stages.budget`: How often may the same test rows decide, and how sure must each decision be?
 - `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
@@ -52,6 +54,7 @@ Modules:
 - `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
 - `retrain_nb.stages.leakage`: Does a feature know what it cannot have known when the prediction was due?
 - `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
+- `retrain_nb.stages.offline_policy`: What would another policy have earned, on days when this one decided?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
