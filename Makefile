@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN = .venv/bin
 UV ?= $(or $(shell command -v uv),$(BIN)/uv)
 COMPILE = $(UV) pip compile --quiet --generate-hashes --universal --python-version 3.11 --custom-compile-command "make lock"
+# Two processes that take the files in their order: by number of tests, the few that take longest would come last and alone
+APART = -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -22,7 +24,7 @@ test: env ## Lint, types, every notebook, every test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/nbdev-test nbs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(APART)
 
 bench: env ## What a recorded run costs over a plain script, as ratios
 	$(BIN)/python -m bench

@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.contract import contract
+from bench.events import events
 from bench.gates import gates
 from bench.history import history
 from bench.ingest import ingest
 from bench.ledger import record
 from bench.record import artifact_put, snapshot_check
 from bench.rows import row
+from bench.snapshots import snapshots
 from bench.verify import verify_many
 
 HERE = Path(__file__).parent
@@ -138,7 +141,7 @@ def show(r: dict) -> None:
     print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<58}{r['seconds']:>9.4f} s  {r['ratio']:>6.2f} x {r['against']:<24}{limit}{more}", flush=True)
 
 
-GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "ingest": ingest, "gates": gates}
+GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest, "contract": contract, "snapshots": snapshots, "gates": gates}
 
 
 def main() -> None:

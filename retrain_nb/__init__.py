@@ -32,23 +32,25 @@ Modules:
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.founding`: A workbench for rows that nobody here has seen: what would its files say?
 - `retrain_nb.services.intake`: How does a file of somebody else become events, and what is said about each row that does not?
 - `retrain_nb.services.openlineage`: What may a catalog of other people's hear of a run?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
 - `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
+- `retrain_nb.services.tables`: Here is a file. Which rows are in it, and when was each of them due?
 - `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.backtest`: Had we retrained like this all last year, how would it have gone?
 - `retrain_nb.stages.budget`: How often may the same test rows decide, and how sure must each decision be?
-- `retrain_nb.stages.columns`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
 - `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
 - `retrain_nb.stages.evaluate`: How good is the candidate, how much better or worse than its rival, and how sure can we be?
+- `retrain_nb.stages.fallbacks`: What stands in for a reading that is late or missing, and how often?
 - `retrain_nb.stages.features`: Does the model see in service exactly what it saw in training?
 - `retrain_nb.stages.gates`: May this model serve?
 - `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
@@ -56,8 +58,10 @@ Modules:
 - `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
 - `retrain_nb.stages.offline_policy`: What would another policy have earned, on days when this one decided?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
+- `retrain_nb.stages.proposal`: Here are rows that nobody has seen before: what could a model learn from them, and how would one judge it?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
+- `retrain_nb.stages.tabular`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?

@@ -29,7 +29,8 @@ def canonical(
     "`value` as canonical JSON, the only form in which this project hashes a value"
     try: return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, UnicodeEncodeError, RecursionError) as e: # The last two for keys and for depth
-        raise DataError(f"no canonical JSON for this value: {e}.",
+        half = isinstance(e, UnicodeEncodeError) or isinstance(e.__cause__ or e.__context__, UnicodeEncodeError) # Of text that once was bytes, say
+        raise DataError(f"no canonical JSON for this value: {'it has half of a surrogate pair, which is no character' if half else e}.",
                         "Use finite numbers, text, lists and dicts with text keys.") from e
 
 # %% ../nbs/01_digest.ipynb #ad0c95b7

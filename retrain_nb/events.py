@@ -8,7 +8,7 @@ sender says so, that equal content has an equal digest however it was spelled, a
 
 # %% auto #0
 __all__ = ['EARLIEST', 'LATEST', 'FINE', 'EPOCH', 'MICRO', 'WHOLE', 'NAME', 'TEXT', 'FEATURES', 'CONTROL', 'BROKEN', 'KINDS',
-           'REQUIRED', 'EXPONENT', 'TOLERANCE', 'KEYS', 'shown', 'moment', 'micros', 'data_text', 'Event', 'conflict',
+           'REQUIRED', 'OTHERS', 'TOLERANCE', 'KEYS', 'shown', 'moment', 'micros', 'data_text', 'Event', 'conflict',
            'Refused', 'parse_event', 'find_zone']
 
 # %% ../nbs/09_events.ipynb #3be52d93
@@ -173,14 +173,14 @@ REQUIRED = {"prediction": ("features",), "outcome": ("value",), "request": ("sta
 
 # %% ../nbs/09_events.ipynb #e03f872c
 _quick = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-EXPONENT = re.compile(r"[:,\[]-?[\d.]+e")
+OTHERS = re.compile(r"[:,\[]-?(\d[\d.]*e|\d+\.0[,}\]])") # Numbers that JavaScript writes in another way: with an exponent, and from 2**53 to 1e16 with `.0`
 
 def data_text(
     data:dict[str, Any] # Checked: texts, and numbers that are whole where they can be
 ) -> str:
     "`data` as canonical JSON"
     text = _quick(data)
-    plain = (text.isascii() or max(text) < "\ud800") and not EXPONENT.search(text)
+    plain = (text.isascii() or max(text) < "\ud800") and not OTHERS.search(text)
     return text if plain else canonical(data).decode()
 
 # %% ../nbs/09_events.ipynb #06b71d92

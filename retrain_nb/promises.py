@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from .records import FAIL, PASS, SettingsError, Verdict, counted
@@ -57,15 +57,17 @@ class ColumnRules:
     min:Number|None = None                         # Smallest number
     max:Number|None = None                         # Largest number
     categories:Annotated[list[str], Field(min_length=1)]|None = None # The only texts there may be
+    max_unknown:Share = 0.0                        # Largest share of rows with another text than `categories`
     max_categories:Count|None = None               # Most different texts
     reference:Reference|None = None                # How values were spread
-    tag:Literal["", "personal", "granted", "forbidden", "group"] = "" # Personal is never shown and never learned from; granted is never shown; forbidden must not be there; group names who or what a row is about
+    tag:Literal["", "personal", "granted", "forbidden", "group"] = "" # Personal is never shown and never learned from; granted is never shown; forbidden must not be there; group names who or what a row is about, in training or in the test and not in both
     @model_validator(mode="after")
     def _fits(self) -> "ColumnRules":
         low, high = self.min, self.max
         if self.kind != "number" and (low, high) != (None, None): raise ValueError("`min` and `max` are for numbers")
         if self.kind != "text" and (self.categories or self.max_categories):
             raise ValueError("`categories` and `max_categories` are for texts")
+        if self.max_unknown and not self.categories: raise ValueError("`max_unknown` is about `categories`, and there are none")
         if low is not None and high is not None and high < low: raise ValueError(f"no number is between {low:g} and {high:g}")
         if self.reference and (self.kind, self.reference.edges is None) not in {("number", False), ("flag", False), ("text", True)}:
             raise ValueError("a reference has edges for numbers and flags, categories for texts, and there is none for times")
@@ -120,15 +122,22 @@ class TableRules:
     time:str                                       # Column with the moment of a row, in UTC, never after `as_of`
     min_rows:Count = 1                             # Fewer are no evidence
     max_age_days:Annotated[Number, Field(gt=0)]|None = None # From the newest row to `as_of`
+    max_undated:Share = 0.0                        # Largest share of rows without a time; they can neither teach nor judge
     newest_week:tuple[Count, Count]|None = None    # Fewest and most rows in the seven days up to the newest
     unique:list[Annotated[list[str], Field(min_length=1)]] = Field(default_factory=list) # Sets of columns of which no two rows have the same values
     relations:list[str] = Field(default_factory=list) # What every row keeps, such as `label_time >= event_time`
+    @field_validator("key", "time", mode="before")
+    @classmethod
+    def _one(cls, value:Any) -> Any:
+        if isinstance(value, list): raise ValueError("it is one column; make one of several in the source, or promise `unique = [[...]]` of them and name the one that names a row")
+        return value
     @model_validator(mode="after")
     def _fits(self) -> "TableRules":
         if self.newest_week and self.newest_week[0] > self.newest_week[1]: raise ValueError("`newest_week` gives the fewest rows first")
         for text in self.relations: parse_relation(text)
         return self
 
+# %% ../nbs/03b_promises.ipynb #dc52943d
 @checked_dataclass(frozen=True, kw_only=True, config=STRICT)
 class Contract:
     "What the rows must keep before a model may learn from them"
@@ -195,7 +204,7 @@ class Change:
     what:str   # In words
     size:str   # `minor` or `major`
 
-LOOSER = {"max_missing": 1, "min": -1, "max": 1, "max_categories": 1, "min_rows": -1, "max_age_days": 1} # Which way a bound gets looser
+LOOSER = {"max_missing": 1, "max_unknown": 1, "min": -1, "max": 1, "max_categories": 1, "min_rows": -1, "max_age_days": 1, "max_undated": 1} # Which way a bound gets looser
 
 def _bound(where:str, name:str, old:Any, new:Any) -> Change:
     "How a bound moved"

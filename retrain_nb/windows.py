@@ -71,10 +71,12 @@ def split_at(
     first:datetime,     # Time of the oldest row there is
     rule:Rule,          # `expanding` trains on all before the cut, `sliding` on the last `days`
     days:float,         # Length of a sliding training window; without effect when expanding
-    holdout_days:float  # Length of the test window
+    holdout_days:float, # Length of the test window
+    wait_days:float=0   # How long labels take: the test window ends so much before `as_of`
 ) -> Split:
-    "Training rows, then test rows, up to `as_of`"
+    "Training rows, then test rows, up to `as_of` or as long before it as labels take"
     if rule not in get_args(Rule): raise SettingsError(f"unknown window rule `{rule}`.", f"Choose one of {', '.join(get_args(Rule))}.")
-    cut = as_of - timedelta(days=holdout_days)
+    end = as_of - timedelta(days=wait_days)
+    cut = end - timedelta(days=holdout_days)
     start = first if rule == "expanding" else max(first, cut - timedelta(days=days))
-    return Split(Window(start, cut), Window(cut, as_of))
+    return Split(Window(start, cut), Window(cut, end))

@@ -740,3 +740,39 @@ def test_who_may_only_read_can_audit(mode, tmp_path):
         assert done.stdout == "PASS\n", done.stderr
         assert sorted(p.name for p in folder.iterdir()) == ["code", "ledger.db"]
         folder.chmod(0o755)
+
+
+# --- Heads and keys taken away ---
+
+def stripped(rows): return hashed([row for row in rows if row[1] != "ledger.key"])
+
+
+LATER = [("report.published", {"run": "r", "report": "0"*64}), ("signals.sealed", {"segments": []}), ("signals.taken", {"rows": 1}), ("store.cleaned", {"files": 1}),
+         ("run.planned", {"run": "r", "source_code": []}), ("run.planned", {"run": "r", "locks": {}}), ("run.planned", {"run": "r", "diff": ""}), ("run.ended", {"run": "r", "provenance": ""})]
+
+
+@pytest.mark.parametrize("fact", LATER)
+@pytest.mark.parametrize("at", [1, 5, 9])
+def test_a_ledger_without_heads_and_keys_that_holds_a_later_entry_was_stripped(tmp_path, fact, at):
+    rows = rows_of([OURS.fact(), *facts_of(random.Random(at), 8)])
+    rows = hashed([*rows[:at], (0, fact[0], "later", AT, rfc8785.dumps(fact[1]).decode(), ""), *rows[at:]])
+    assert [f.damage for f in check_ledger(rows, nodes_of(rows), heads_of(rows, [1, 10])).findings] == []
+    write(tmp_path/"ledger.db", stripped(rows), [], [])
+    told = audit(tmp_path)
+    assert told["verdict"] == "FAIL" and [(f["damage"], f["seq"]) for f in told["findings"] if "file" not in f["damage"]] == [("stripped", at)]
+    assert alone(tmp_path, tmp_path) == (6, told)
+    adopted = hashed([*stripped(rows), (0, *THEIRS.fact()[:1], "k", AT, rfc8785.dumps(THEIRS.fact()[1]).decode(), "")]) # And signed anew
+    assert ("stripped", at) in [(f.damage, f.seq) for f in check_ledger(adopted, nodes_of(adopted), heads_of(adopted, [10], THEIRS)).findings]
+
+
+def test_a_real_ledger_of_today_that_was_stripped_fails_and_one_of_the_first_format_says_what_is_missing(first_night, format1, tmp_path):
+    with closing(sqlite3.connect(first_night/".retrain"/"ledger.db")) as c: rows = c.execute("SELECT seq, kind, key, at, body, leaf FROM entries ORDER BY seq").fetchall()
+    copy = Path(shutil.copytree(first_night/".retrain", tmp_path/"copy"))
+    write(copy/"ledger.db", stripped(rows), [], [])
+    told = audit(copy)
+    assert told["verdict"] == "FAIL" and "stripped" in {f["damage"] for f in told["findings"]}
+    told = audit(format1)
+    assert told["verdict"] == "INSUFFICIENT" and "there is no head, and no entry names a key" in told["cause"] and "--checkpoint" in told["cure"]
+    said = auditor.told_to_people(told)
+    assert told["cause"] in said and told["cure"] in said
+    assert "cause" not in audit(first_night) and audit(first_night)["verdict"] == "PASS"

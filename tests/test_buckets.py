@@ -114,6 +114,16 @@ def test_what_goes_into_a_bucket_comes_out(server):
         with pytest.raises(VerificationError, match=f"s3://bucket/whole/.*{names[0]} is missing.*Restore"): ask(names[0])
 
 
+def test_what_others_wrote_or_removed_since_a_listing_is_seen(server):
+    store, fs = server.store("shared"), server.raw()
+    name, late, gone = store.put(MODEL, "record"), digest(b"late"), store.put(b"[]", "record")
+    assert store.digests() == sorted([name, gone]) and store.has(gone) and not store.has(late) # Now there is a listing to remember
+    fs.pipe_file(f"bucket/shared/{late}", b"late")
+    fs.rm_file(f"bucket/shared/{gone}")
+    assert store.has(late) and store.size(late) == 4 and not store.has(gone) and store.written(gone) is None
+    assert store.digests() == sorted([name, late]) and store.objects() == {name: len(MODEL), late: 4}
+
+
 def test_the_two_servers_differ_in_what_they_make_of_a_condition(server):
     "Else the tests below would not reach both ways"
     fs = server.raw()

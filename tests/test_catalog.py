@@ -113,8 +113,8 @@ def test_the_questions_agree_with_the_ledger(opened, seed):
             if not e.kind.startswith("run."): continue
             state[e.body["run"]] = {"run.planned": "planned", "run.started": "running"}.get(e.kind) or e.body["state"]
         assert {r["run"]: r["state"] for r in catalog.runs(c, limit=100)} == state
-        assert {r["run"] for r in catalog.running(c)} == {r for r, s in state.items() if s == "running"}
-        assert all(r["cause"] is None and r["ended_at"] is None and r["outcome"] is None for r in catalog.running(c))
+        assert {r["run"] for r in catalog.unended(c)} == {r for r, s in state.items() if s in ("planned", "running")}
+        assert all(r["cause"] is None and r["ended_at"] is None and r["outcome"] is None for r in catalog.unended(c))
         assert catalog.last_cycle(c)["last"] == max(e.seq for e in told if e.kind == "cycle.ended")
         for name in state:
             assert catalog.find(c, name)["kind"] == "run" and catalog.run(c, name)["run"] == name
@@ -168,7 +168,7 @@ def test_a_name_is_found_by_its_beginning_and_never_guessed(database_url):
 def test_an_empty_catalog_answers_with_nothing(database_url):
     with open_all(database_url).connect() as c:
         assert (catalog.champion(c), catalog.last_cycle(c), catalog.run(c, "x"), catalog.cycle(c, "x")) == (None,)*4
-        assert catalog.runs(c) == catalog.running(c) == catalog.champions(c) == []
+        assert catalog.runs(c) == catalog.unended(c) == catalog.champions(c) == []
         with pytest.raises(UsageError, match="retrain-nb status"): catalog.find(c, "x")
 
 
@@ -185,6 +185,30 @@ def test_tables_of_another_shape_are_made_again_from_the_ledger(database_url):
     assert catalog.create(engine, ledger.entries) is False
     with database.reading(engine) as c: assert catalog.dump(c) == before
     engine.dispose()
+
+
+@pytest.mark.parametrize("index", [i.name for t in catalog.metadata.sorted_tables for i in t.indexes])
+def test_a_lost_index_is_found_and_made_again(opened, index):
+    from retrain_nb.loop.audit import changed_views
+    with opened.begin() as c:
+        for fact in history(5, 4): write(c, *fact)
+    with database.reading(opened) as c: assert changed_views(c) == []
+    with opened.begin() as c: c.exec_driver_sql(f"DROP INDEX {index}")
+    with database.reading(opened) as c:
+        assert [name for _, name in catalog.lost_indexes(c)] == [index]
+        assert [what for _, what in changed_views(c) if f"has lost its index `{index}`" in what] == [what for _, what in changed_views(c)] != []
+    table, = [t.name for t in catalog.metadata.sorted_tables if index in {i.name for i in t.indexes}]
+    with opened.begin() as c: c.exec_driver_sql(f"CREATE INDEX {index} ON {table} (at, seq)" if table != "mentions" else f"CREATE INDEX {index} ON {table} (kind)")
+    with database.reading(opened) as c: assert catalog.lost_indexes(c) == [(table, index)]             # Of the same name, and another one
+    with opened.begin() as c: catalog.rebuild(c, ledger.entries(c))
+    with database.reading(opened) as c: assert catalog.lost_indexes(c) == [] == changed_views(c)
+
+
+def test_another_index_is_another_shape():
+    before, index = catalog.shape(), sa.Index("ix_for_this_test", catalog.RUNS.c.model)
+    try: assert catalog.shape() != before
+    finally: catalog.RUNS.indexes.remove(index)
+    assert catalog.shape() == before
 
 
 def test_a_new_column_needs_no_migration(database_url, tmp_path):

@@ -314,6 +314,75 @@ def test_categories_that_were_unknown_count_as_all_others():
     assert parts(frame(400).assign(d=None), rules)[0]["d.spread"].outcome == INSUFFICIENT
 
 
+# --- What a source may send instead ---
+
+LOCAL = pd.date_range("2024-10-27T00:30", periods=8, freq="20min") # Naive; clocks went back that night
+
+
+@pytest.mark.parametrize(("change", "name", "says"), [
+    (lambda f: f.assign(x=["1", "2,5", *"345678"]), "x.kind", "1 of them have a decimal comma, the first is row 1"),
+    (lambda f: f.assign(x=[1, 2, "three", 4, 5, 6, 7, 8]), "x.kind", "row 2 holds str where row 0 holds int"),
+    (lambda f: f.assign(at=LOCAL), "at.kind", "make them UTC in the source, as the hour that clocks repeat in autumn"),
+    (lambda f: f.assign(at=f["at"].dt.tz_convert("Europe/Zurich")), "at.kind", "it holds datetime64[us, Europe/Zurich]"),
+    (lambda f: f.assign(at=[*f["at"][:5], *f["at"][5:].dt.tz_convert("Asia/Kolkata")]), "at.kind", "row 5 holds a time at +0530 where row 0 holds a time at +0000"),
+    (lambda f: f.assign(at=f["at"].astype(str)), "at.kind", "it holds text (object), wanted is time"),
+    (lambda f: pd.concat([f, f[["y"]]], axis=1), "y.kind", "there 2 times, at the places 5, 7"),
+    (lambda f: f.assign(x=[0, 1, np.inf, 3, 4, 5, 6, 7]), "x.range", "the first is row 2; found inf"),
+    (lambda f: f.assign(x=[np.nan]*6 + [1, 2]), "x.missing", "6 of 8 rows have no value, at most 25.0% may, the first is row 0"),
+    (lambda f: f.assign(c=["a", "", *"ababab"]), "c.categories", "the first is row 1; found empty text"),
+    (lambda f: f.assign(id=["i"*10_000]*2 + list("abcdef")), "key", "2 of 8 rows share their key or have none, the first is row 0"),
+])
+def test_bad_input_is_told_by_its_column_and_its_row(change, name, says):
+    found, checked = parts(change(frame()))
+    assert found[name].outcome == FAIL and says in found[name].reason
+    assert len(str(checked.verdict)) < 4_000 and len(checked.offending.to_csv()) < 4_000 # An id of 10 kB is cut short
+
+
+@pytest.mark.parametrize("nothing", [pd.Series([np.nan]*8), pd.Series([None]*8), pd.Series([pd.NaT]*8), pd.Series([pd.NA]*8), pd.Series(pd.array([None]*8, dtype="string")), pd.Series(pd.Categorical([None]*8))])
+def test_a_column_of_nothing_fits_every_kind_and_falls_to_what_may_be_missing(nothing):
+    rules = parse_contract(HEAD + "".join(f'[columns.{k}]\nkind = "{k}"\n' for k in ("text", "number", "flag", "time")))
+    rows = frame().assign(**dict.fromkeys(("text", "number", "flag", "time"), nothing))
+    assert parts(rows, rules)[1].verdict.outcome == PASS
+    found, _ = parts(rows, parse_contract(HEAD + '[columns.text]\nkind = "text"\nmax_missing = 0.5\ncategories = ["a"]\n'))
+    assert found["text.missing"].outcome == FAIL and found["text.missing"].value == 1
+
+
+def test_a_row_of_an_unseen_class_is_tolerated_where_the_contract_says_how_many_may_be():
+    rules = HEAD + '[columns.c]\nkind = "text"\ncategories = ["a", "b"]\n'
+    rows = frame(400).assign(at=pd.Timestamp("2024-02-29T00:00Z"))
+    rows["c"] = rows.c.astype(object)
+    one, many = rows.assign(c=rows.c.where(rows.index != 7, "new")), rows.assign(c=rows.c.where(rows.index > 40, "new"))
+    assert parts(one, parse_contract(rules))[0]["c.categories"].outcome == FAIL
+    assert parts(one, parse_contract(rules + "max_unknown = 0.01\n"))[1].verdict.outcome == PASS
+    found, _ = parts(many, parse_contract(rules + "max_unknown = 0.01\n"))
+    assert found["c.categories"].outcome == FAIL and "41 of 400 rows hold none of the 2 known values, at most 1.0% may" in found["c.categories"].reason
+    with pytest.raises(SettingsError, match="`max_unknown` is about `categories`"): parse_contract(HEAD + '[columns.c]\nkind = "text"\nmax_unknown = 0.1\n')
+
+
+def test_ten_thousand_categories_are_counted_and_three_are_named():
+    rules = parse_contract(HEAD + '[columns.d]\nkind = "text"\nmax_categories = 100\n')
+    rows = frame(10_000).assign(at=pd.Timestamp("2024-02-29T00:00Z"), d=[f"d{i:05d}" for i in range(10_000)])
+    found, _ = parts(rows, rules)
+    assert "`d00000`, `d00001`, `d00002` and 9,997 more" in found["d.max_categories"].reason
+
+
+def test_a_key_of_several_columns_is_a_promise_about_them_and_not_the_key():
+    with pytest.raises(SettingsError, match=r"\[table\] key: it is one column; .*unique"): parse_contract(HEAD.replace('"id"', '["id", "leg"]'))
+    rules = parse_contract(HEAD + 'unique = [["c", "leg"]]\n[columns.c]\nkind = "text"\n[columns.leg]\nkind = "number"\n')
+    assert parts(frame().assign(leg=range(8)), rules)[1].verdict.outcome == PASS
+    found, checked = parts(frame().assign(leg=[0, 0, 1, 1, 2, 2, 2, 3]), rules)
+    assert found["unique c, leg"].outcome == FAIL and "the first is row 4" in found["unique c, leg"].reason and checked.offending.id.tolist() == ["i4", "i6"]
+
+
+def test_rows_without_a_time_are_bad_unless_their_share_is_promised():
+    lost = frame(20).assign(at=lambda f: f["at"].where(f.index >= 1))
+    assert parts(lost)[0]["time"].outcome == FAIL
+    for share, outcome in (("0.04", FAIL), ("0.05", PASS)):
+        assert parts(lost, parse_contract(HEAD + f"max_undated = {share}\n" + RULES))[0]["time"].outcome == outcome
+    later = lost.assign(at=lambda f: f["at"] + pd.Timedelta("9000D"))
+    assert parts(later, parse_contract(HEAD + "max_undated = 0.05\n" + RULES))[0]["time"].outcome == FAIL # A promise about none is none about the others
+
+
 @pytest.mark.parametrize("first", ["", "import pandera.pandas\n"])
 def test_pandera_is_loaded_without_its_pandas_and_is_whole_for_who_asks_later(first):
     code = first + """

@@ -201,6 +201,18 @@ def test_a_witness_is_renewed_and_finds_a_truncated_and_signed_ledger(book, tmp_
 
 def test_a_witness_that_cannot_be_reached_says_so(book, tmp_path):
     with pytest.raises(Exception, match="git repository"): custody.testify(with_witness(book, "git"))
+
+
+def test_the_tag_of_a_checkpoint_goes_into_the_workbenchs_own_repository_whoever_called(book, tmp_path, monkeypatch):
+    for root in (book.root, other := tmp_path/"other"):
+        subprocess.run(["git", "init", "-q", str(root)], check=True)
+        subprocess.run(["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(other/".git"))       # As a hook of another repository has it
+    custody.testify(watched := with_witness(book, "git"))
+    assert custody.recall(watched)
+    monkeypatch.delenv("GIT_DIR")
+    tags = [subprocess.run(["git", "-C", str(root), "tag"], check=True, capture_output=True, text=True).stdout for root in (book.root, other)]
+    assert tags[0].startswith("ledger/checkpoint/") and tags[1] == ""
     (tmp_path/"file").write_text("in the way")
     with pytest.raises(Exception, match="in the way|cannot be a folder"): custody.testify(with_witness(book, tmp_path/"file"/"kept.note"))
     (tmp_path/"odd.note").write_text("nothing signed here")

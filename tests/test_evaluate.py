@@ -265,3 +265,13 @@ def test_an_evaluation_is_frozen():
     e = evaluate(y, a, b, day)
     with pytest.raises(AttributeError): e.n = 0
     assert replace(e, level=0.8) != e
+
+
+def test_more_days_than_a_picture_holds_share_places_and_no_row_is_lost():
+    from retrain_nb.services import figures
+    rng, n = np.random.default_rng(0), 2600
+    y, score, days = (rng.random(n) < 0.3).astype(float), rng.uniform(0.1, 0.6, n), pd.Series(pd.date_range("1990-01-01", periods=n, tz="UTC"))
+    dated, named = (evaluate(y, score, np.full(n, 0.3), when) for when in (days, days.dt.strftime("d%Y%m%d")))
+    assert dated.days == n and len(dated.by_day) == 867 and sum(d.n for d in dated.by_day) == n and dated.by_day[1].day == "1990-01-04"
+    assert dated.difference == named.difference and named.by_day == () # The evidence counts single days
+    assert "of 867 stretches of days" in figures.daily(dated).finding and "not drawn for each of 2,600 clusters" in figures.daily(named).finding

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from retrain_nb.digest import canonical
@@ -26,8 +26,8 @@ from retrain_nb.loop.custody import export
 from retrain_nb.records import DataError, LockedError, RetrainError, VerificationError
 from retrain_nb.services.workbench import furnish, open_workbench
 from retrain_nb.settings import parse_settings
-from retrain_nb.stages.columns import columns_of, id_hashes
 from retrain_nb.stages.signals import training_frame
+from retrain_nb.stages.tabular import columns_of, frame_of, id_hashes, tabulate, types_of
 from retrain_nb.stores import events as store_of
 from retrain_nb.stores import ledger
 from retrain_nb.stores.database import open_database, reading
@@ -71,7 +71,7 @@ class Kept:
     def read(self, kind, as_of=LATEST, **more):
         with reading(self.engine) as c: return self.events.read(c, kind, as_of, **more)
     def training(self, as_of, **more):
-        outcomes = self.read("outcome", as_of, columns=["id", "subject", "event_time", "known_at", "value"])
+        outcomes = self.read("outcome", as_of, columns=["subject", "event_time", "known_at", "value"])
         return training_frame(self.read("prediction", as_of, end=as_of, **more), outcomes, as_of, **NAMES)
     def letters(self, **more):
         with reading(self.engine) as c: return store_of.dead_letters(c, **more)
@@ -101,7 +101,7 @@ def oracle(sent, as_of): # What was known at `as_of`, in the slowest and plaines
     for (kind, id), e in known.items():
         if kind != "prediction" or datetime.fromisoformat(e["event_time"]) >= as_of: continue
         told = [o for (k, _), o in known.items() if k == "outcome" and o["subject"] == id]
-        newest = max(told, key=lambda o: (o["known_at"], o["event_time"], o["id"]), default={"data": {"value": None}, "known_at": None})
+        newest = max(told, key=lambda o: (o["known_at"], o["event_time"], o["data"]["value"] is None, o["data"]["value"]), default={"data": {"value": None}, "known_at": None})
         value = newest["data"]["value"]
         rows.append({"flight": id, "due": e["event_time"], "late": value, "told": None if value is None else newest["known_at"], **{k: v for k, v in e["data"]["features"].items() if v is not None}})
     return sorted(rows, key=lambda r: (r["due"], r["flight"]))
@@ -145,6 +145,36 @@ def plain(sent, kind): # What can stand in a table: columns of one type, and no 
 
 def in_text(frame): # Columns of numbers and texts, which a snapshot refuses by their name, as text
     return frame.assign(**{c: frame[c].map(repr) for c in frame if frame[c].dtype == object})
+
+
+def slow_column(values): # What a column of a frame is, one value after the other: type and values
+    types = {type(v) for v in values if v is not None}
+    if types <= {int, float}: return "float64", [None if v is None else float(v) for v in values]
+    return ("category" if types == {str} else "object"), values
+
+
+@st.composite
+def cut_rows(draw): # Rows that are wanted in order of time, and tables with others among them, each in order, as months and a buffer may give them
+    made = [(f"P{n}", "s", at, at, json.dumps({"features": draw(FEATURES)})) for n, at in enumerate(draw(st.lists(st.integers(0, 9), max_size=12)))]
+    rows, cuts = sorted(made, key=lambda r: (r[2], r[0])), sorted(draw(st.lists(st.integers(0, 12), max_size=4)))
+    mixed = rows if draw(st.booleans()) else draw(st.permutations(rows))
+    wanted = draw(st.sets(st.sampled_from(rows))) if rows and draw(st.booleans()) else set(rows)
+    tables = [(part, *tabulate(part)) for part in (sorted(mixed[a:b], key=lambda r: (r[2], r[0])) for a, b in zip([0, *cuts], [*cuts, 12]))]
+    return [r for r in rows if r in wanted], [(t.filter(pa.array([r in wanted for r in part], pa.bool_())), kinds) for part, t, kinds in tables]
+
+
+@settings(max_examples=200, deadline=None)
+@given(cut_rows(), st.integers(0, 3))
+def test_a_frame_is_the_same_however_its_rows_lie_in_tables(cut, spare):
+    rows, tables = cut
+    frame = frame_of(iter(tables), types_of(kinds for _, kinds in tables), len(rows) + spare, ["id", "event_time"], None)
+    data = [{f"features.{k}": v for k, v in json.loads(r[4])["features"].items() if v is not None} for r in rows]
+    assert list(frame) == ["id", "event_time", *sorted({c for d in data for c in d})]
+    assert frame["id"].tolist() == [r[0] for r in rows] and frame["event_time"].tolist() == [pd.Timestamp(r[2], unit="us", tz="UTC") for r in rows]
+    for c in frame.columns[2:]:
+        dtype, values = slow_column([d.get(c) for d in data])
+        assert (str(frame[c].dtype), [None if pd.isna(v) else v for v in frame[c]]) == (dtype, values), c
+        if dtype == "category": assert list(frame[c].cat.categories) == sorted({v for v in values if v is not None})
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -221,6 +251,8 @@ JSON = st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_siz
 
 @settings(max_examples=400, deadline=None)
 @given(JSON)
+@example({"x": 2.0**53})
+@example({"x": -1e16 + 2})
 def test_the_quick_way_writes_canonical_json(data): assert data_text(data) == canonical(data).decode()
 
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from retrain_nb.records import FAIL, INSUFFICIENT, PASS, Estimate, SettingsError, Verdict, combine
 from retrain_nb.stages.evaluate import base_rate, estimate, evaluate
-from retrain_nb.stages.gates import NEEDED, GatePolicy, bootstrap, data_health, judge, maturity, rail, refresh, sanity, superiority
+from retrain_nb.stages.gates import NEEDED, GatePolicy, bootstrap, data_health, judge, rail, refresh, sanity, superiority
 
 POLICY = GatePolicy(min_rows=10, min_positives=2, min_days=7, margins={"log_loss": 0.02, "auc": 0.02})
 CHECKS = [Verdict(name=name, outcome=PASS, reason="fine") for name in NEEDED]
-OTHERS = [c for c in CHECKS if c.name in ("contract", "privacy", "unspoiled")] # Which other rooms make
+OTHERS = [c for c in CHECKS if c.name in ("contract", "privacy", "maturity", "unspoiled")] # Which other rooms make
 GOOD = Estimate(value=0.0, low=-0.01, high=0.01, n=1000, clusters=14, level=0.9, method="t", detectable=0.015)
 
 
@@ -83,7 +83,7 @@ def test_real_scores_go_all_the_way_through():
     odds = rng.normal(-1, 1, n)
     y, score = (rng.random(n) < 1/(1 + np.exp(-odds))).astype(float), 1/(1 + np.exp(-odds - rng.normal(0, 0.1, n)))
     policy = replace(POLICY, min_rows=1000, min_positives=50)
-    checks = [*OTHERS, sanity(score, y), data_health(y, day, y, day, policy), maturity(y, policy)]
+    checks = [*OTHERS, sanity(score, y), data_health(y, day, y, day, policy)]
     champion = 1/(1 + np.exp(-odds - rng.normal(0, 0.1, n)))
     assert judge(evaluate(y, score, champion, day, policy.level), checks, policy).outcome == PASS
     assert judge(evaluate(y, score, base_rate(y, n), day, policy.level, "base rate"), checks, policy).outcome == PASS
@@ -92,7 +92,7 @@ def test_real_scores_go_all_the_way_through():
     assert judge(evaluate(y, score, None, day, policy.level), checks, policy).outcome == INSUFFICIENT
     assert judge(evaluate(y, score, champion, day, 0.8), checks, policy).outcome == INSUFFICIENT # Made for another alpha
     few = slice(0, 200)
-    checks = [*OTHERS, sanity(score[few], y[few]), data_health(y, day, y[few], day[few], policy), maturity(y[few], policy)]
+    checks = [*OTHERS, sanity(score[few], y[few]), data_health(y, day, y[few], day[few], policy)]
     assert judge(evaluate(y[few], score[few], champion[few], day[few], policy.level), checks, policy).outcome == INSUFFICIENT
 
 
@@ -186,13 +186,6 @@ def test_days_of_health_are_days_and_not_moments():
 def test_labels_without_a_day_are_no_days():
     y, day = pd.Series(np.tile([0.0, 1], 50)), pd.Series(np.arange(100)//10).where(lambda d: d > 5)
     assert {v.name: v.value for v in data_health(y, day, y, day, POLICY).leaves}["test days"] == 4
-
-
-def test_maturity_is_the_share_that_is_missing():
-    y = np.where(np.arange(100) < 5, np.nan, 1.0)
-    assert maturity(y, GatePolicy(max_unlabelled=0.05)).outcome == PASS
-    assert maturity(y, GatePolicy(max_unlabelled=0.04)).outcome == INSUFFICIENT
-    assert maturity([], GatePolicy()).outcome == INSUFFICIENT
 
 
 @pytest.mark.parametrize("wrong", [

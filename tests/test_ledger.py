@@ -298,3 +298,22 @@ def test_a_key_with_a_control_character_that_an_older_version_let_in_is_still_fo
     with engine.begin() as c: c.execute(table.insert().values(seq=1, kind="test.fact", key="a\nb", at=AT, body="{}", leaf=entry_leaf(1, "test.fact", "a\nb", AT, "{}")))
     with reading(engine) as c: assert [e.key for e in find(c, "1")] == [find_key(c, "a\nb").key] == ["a\nb"]
     engine.dispose()
+
+
+@pytest.mark.parametrize("at", [None, 7, b"2013", ["2013"], "\ud800", "a\0b", "noon\n", "2013-06-01T03:00:00Z" + " "*21])
+def test_a_time_that_is_no_label_is_refused_in_our_words_on_any_database(database_url, at):
+    engine = open_database(database_url)
+    with pytest.raises(UsageError, match=r"the time .* of a `test.fact` is no plain text of at most 40 characters. Give it as text, such as") as e, engine.begin() as c:
+        append(c, "test.fact", "a", {}, at)
+    str(e.value).encode()                                  # What is printed and kept in turn is text
+    assert check_whole(database_url) == []
+    engine.dispose()
+
+
+@pytest.mark.parametrize("body", [{"a": "\ud800"}, {"\udc00": 1}, {"a": [{"b": "x\udfff"}]}])
+def test_half_of_a_pair_in_a_body_is_refused_in_our_words(tmp_path, body):
+    engine = open_database(url(tmp_path))
+    with pytest.raises(DataError, match="half of a surrogate pair, which is no character") as e, engine.begin() as c: append(c, "test.fact", "a", body, AT)
+    str(e.value).encode()
+    assert check_whole(url(tmp_path)) == []
+    engine.dispose()

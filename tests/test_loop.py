@@ -10,6 +10,7 @@ import pytest
 from retrain_nb.faces.cli import main
 from retrain_nb.services.workbench import open_workbench
 from retrain_nb.stores import ledger
+from retrain_nb.windows import parse_time
 
 MARCH, APRIL = "2024-03-01", "2024-03-22"
 
@@ -103,6 +104,16 @@ def test_a_champion_that_answers_another_question_is_no_rival(parcels, capsys):
     assert (code, done["did"]) == (4, "kept") and "`champion for late`, which no gate knows" in done["reasons"][0]["reason"]
 
 
+def test_other_code_that_gives_the_same_rows_is_another_origin_and_no_contradiction(parcels):
+    (parcels/"gives.py").write_text("from retrain_nb.demo import toy\ndef rows(): return toy.rows()\n")
+    as_of, at, frozen = parse_time(MARCH), parse_time(APRIL), []
+    for entry in ("retrain_nb.demo.toy:rows", "gives:rows", "gives:rows"):
+        change(parcels, "settings.ini", next(w for w in ("retrain_nb.demo.toy:rows", "gives:rows") if w in (parcels/"settings.ini").read_text()), entry)
+        frozen.append(open_workbench(parcels).freeze(as_of, at).digest)
+    told = [e.body["source"]["adapter"] for e in entries(parcels) if e.kind == "snapshot.frozen" and e.body["snapshot"] == frozen[0]]
+    assert len(set(frozen)) == 1 and told == ["retrain_nb.demo.toy:rows", "gives:rows"]
+
+
 def test_a_page_that_does_not_ask_whether_the_rows_are_new_to_the_champion_passes_nothing(parcels, capsys):
     change(parcels, "nbs/runs/retrain.ipynb", "sane, fair], run.gates", "sane], run.gates")
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)
@@ -131,6 +142,22 @@ def test_a_breach_of_contract_exits_3_and_shows_the_rows(parcels, capsys):
     assert call(capsys, parcels, "status")[1]["champion"] == old
     html = (parcels/done["report"]).read_text()
     assert "FAIL" in html and re.search(r"P0\d{4}", html)
+
+
+def test_a_run_by_hand_of_what_a_cycle_refused_leaves_its_report_and_its_entries_as_they_were(parcels, capsys):
+    change(parcels, "contract.toml", "max = 20.0", "max = 2.0")
+    change(parcels, "contract.toml", 'version = "1.0"', 'version = "2.0"')
+    refused = call(capsys, parcels, "cycle", "--now", APRIL)[1]
+    def standing(): return {p: p.read_bytes() for p in (parcels/"reports").rglob("*") if p.is_file()}, entries(parcels)
+    before = standing()
+    assert "The candidate was not accepted" in (parcels/refused["report"]).read_text()
+    code, done = call(capsys, parcels, "run", "retrain", "--now", APRIL)
+    assert (code, done["run"], done["new"]) == (3, refused["run"], False) and standing() == before
+    code, new = call(capsys, parcels, "run", "retrain", "--now", APRIL, "-p", "seed", "7")
+    assert (code, new["new"]) == (3, True) and "Run by hand" in (parcels/new["report"]).read_text()
+    before = standing()
+    assert call(capsys, parcels, "run", "retrain", "--now", APRIL, "-p", "seed", "7")[1]["new"] is False
+    assert standing() == before
 
 
 def test_a_contract_that_changed_trains_nothing_until_its_version_says_so(parcels, capsys):
@@ -203,6 +230,41 @@ def test_a_missing_or_mistyped_column_fails_by_name(tmp_path, capsys, line, word
     change(root, "settings.ini", "retrain_nb.demo.toy:rows", f"odd_{word}:rows")
     code, done = call(capsys, root, "cycle", "--now", MARCH)
     assert (code, done["verdict"]) == (3, "FAIL") and word in done["reasons"][0]["reason"]
+
+
+HOLES = """
+from pathlib import Path
+import pandas as pd
+from retrain_nb.demo import toy
+view = toy.view
+def rows():
+    frame = toy.rows()
+    extra = frame.head(int(Path(__file__).with_name("holes.txt").read_text()))
+    return pd.concat([frame, extra.assign(due_time=pd.Series(pd.NaT, extra.index, dtype=frame.due_time.dtype), parcel_id="X" + extra.parcel_id)], ignore_index=True)
+"""
+
+
+def test_rows_without_a_time_are_a_breach_of_contract_or_a_promise_and_counted(parcels, capsys):
+    from retrain_nb.demo import toy
+    (parcels/"holes.py").write_text(HOLES)
+    change(parcels, "settings.ini", "retrain_nb.demo.toy:rows", "holes:rows")
+    before, n = entries(parcels), len(toy.rows())
+    (parcels/"holes.txt").write_text("60")
+    for words in (("cycle",), ("run", "retrain")):
+        code, done = call(capsys, parcels, *words, "--now", APRIL)
+        assert code == 3 and f"60 of {n + 60:,} rows of source `holes:rows` have no `due_time`" in done["cause"]
+    assert entries(parcels) == before
+    change(parcels, "contract.toml", "[table]\n", "[table]\nmax_undated = 0.001\n")
+    change(parcels, "contract.toml", 'version = "1.0"', 'version = "1.1"')
+    assert call(capsys, parcels, "cycle", "--now", APRIL)[0] == 3                              # Promised, and broken
+    change(parcels, "contract.toml", "max_undated = 0.001", done["cure"].split("`")[1])        # As we are told
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["did"]) == (0, "refresh")
+    (parcels/"holes.txt").write_text("59")                                                     # One less, and the same snapshot
+    call(capsys, parcels, "run", "retrain", "--now", APRIL)
+    frozen = [e.body for e in entries(parcels) if e.kind == "snapshot.frozen" and "undated" in e.body]
+    assert [body["undated"] for body in frozen] == [60, 59] and len({body["snapshot"] for body in frozen}) == 1
+    assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
 
 
 def test_a_label_column_that_is_not_there_is_named_with_its_neighbour(tmp_path, capsys):
@@ -328,6 +390,30 @@ def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys)
     assert "without a word" in (parcels/"reports"/"retrain-dead"/"report.html").read_text()
 
 
+def test_a_run_killed_before_it_began_becomes_lost_at_the_next_turn(parcels, capsys, monkeypatch):
+    from retrain_nb.services import workbench
+    real = workbench._Pen.enter
+    def enter(pen, kind, key, body):
+        if kind == "run.started": raise KeyboardInterrupt
+        return real(pen, kind, key, body)
+    monkeypatch.setattr(workbench._Pen, "enter", enter)
+    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
+    monkeypatch.undo()
+    run = call(capsys, parcels, "status")[1]["runs"][0]
+    assert run["state"] == "planned"
+    code, done = call(capsys, parcels, "cycle", "--now", APRIL)
+    assert (code, done["state"], done["run"]) == (0, "ok", f"{run['run']}-2")
+    states = {r["run"]: r["state"] for r in call(capsys, parcels, "status")[1]["runs"]}
+    assert states[run["run"]] == "lost" and "planned" not in states.values()
+    assert "never began" in call(capsys, parcels, "show", run["run"])[1]["cause"]
+    assert "without a word; it was planned and never began" in (parcels/"reports"/run["run"]/"report.html").read_text()
+    code, told = call(capsys, parcels, "reproduce", run["run"])
+    assert code == 2 and "it was lost" in told["cause"]
+    assert [e.kind for e in entries(parcels) if e.body.get("run") == run["run"]][:2] == ["run.planned", "run.ended"]
+    assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
+    assert [p.name for p in (parcels/"mirrors").rglob(f"{run['run']}-*.json") if "-2-" not in p.name] == [f"{run['run']}-abort.json"]
+
+
 def test_a_second_cycle_leaves_at_once_while_the_first_holds_the_lock(parcels, capsys):
     with open_workbench(parcels).lock():
         code, done = call(capsys, parcels, "cycle", "--now", APRIL)
@@ -379,7 +465,7 @@ def test_show_finds_by_the_first_digits_and_refuses_what_is_not_there(parcels, c
 
 
 @pytest.mark.parametrize("damage", ["UPDATE runs SET verdict = '{'", "ALTER TABLE runs DROP COLUMN cause", "DROP TABLE refusals", "UPDATE runs SET outcome = 'FAIL'",
-                                    "DELETE FROM champions", "INSERT INTO cycles (cycle, seq, last) VALUES ('cycle-forged', 1, 1)"])
+                                    "DELETE FROM champions", "DROP INDEX ix_runs_seq", "INSERT INTO cycles (cycle, seq, last) VALUES ('cycle-forged', 1, 1)"])
 def test_a_damaged_view_is_named_even_where_it_cannot_be_read(parcels, capsys, damage):
     assert call(capsys, parcels, "verify")[1]["verdict"] == "PASS"
     with sqlite3.connect(parcels/".retrain"/"ledger.db") as connection: connection.execute(damage)

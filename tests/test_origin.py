@@ -140,3 +140,18 @@ def test_modules_are_followed_through_functions_and_packages_and_round_in_circle
         (tmp_path/name).parent.mkdir(exist_ok=True)
         (tmp_path/name).write_text(text)
     assert list(origin.sources(tmp_path, ["a", "numpy", "retrain_nb.demo.toy"], ["import nothing"])) == ["a.py", "b/__init__.py", "b/deep.py", "b/other.py", "c.py"]
+
+
+@pytest.mark.parametrize("names", [["GIT_DIR"], ["GIT_WORK_TREE"], ["GIT_DIR", "GIT_WORK_TREE"], ["GIT_INDEX_FILE"], ["GIT_OBJECT_DIRECTORY"], ["GIT_CEILING_DIRECTORIES"], ["GIT_LITERAL_PATHSPECS"]])
+def test_what_a_hook_of_another_repository_left_in_the_environment_changes_no_answer(tree, tmp_path, monkeypatch, names):
+    other = tmp_path/"other"
+    other.mkdir()
+    git(other, "init", "-q")
+    git(other, "commit", "-q", "--allow-empty", "-m", "of another")
+    (tree/"airline"/"feed.py").write_text("days = 91\n")
+    before = origin.repository(tree/"airline", ["store"])
+    assert before[0] == git(tree, "rev-parse", "HEAD").decode().strip() and b"days = 91" in before[2]
+    places = {"GIT_DIR": other/".git", "GIT_WORK_TREE": other, "GIT_INDEX_FILE": other/".git"/"index", "GIT_OBJECT_DIRECTORY": other/".git"/"objects",
+              "GIT_CEILING_DIRECTORIES": tree, "GIT_LITERAL_PATHSPECS": "1"}
+    for name in names: monkeypatch.setenv(name, str(places[name]))
+    assert origin.repository(tree/"airline", ["store"]) == before

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from retrain_nb.faces.cli import main
-from retrain_nb.records import FAIL, INSUFFICIENT, PASS, SettingsError
+from retrain_nb.records import FAIL, INSUFFICIENT, PASS, DataError, SettingsError
 from retrain_nb.stages.features import fit_encoding
 from retrain_nb.stages.privacy import KINDS, check_undeclared, hidden_groups, luhn, mod97, shown_groups, suspicions
 
@@ -106,6 +106,14 @@ def rows():
 def peep(frame): return frame.assign(length=frame["addressee"].str.len().astype("float64"))
 peeping = FeatureView(name="peeping", numeric=("load", "length"), categorical=(), derive=peep)
 using = FeatureView(name="using", numeric=("load", "rain"), categorical=("depot", "addressee"))
+def deeper(value): return {"nobody": 1}[value]
+def telling(frame):
+    how, first = Path(__file__).with_name("how.txt").read_text(), frame["addressee"].iloc[0]
+    if how == "SystemExit": raise SystemExit(first)
+    if how == "KeyError": deeper(first)
+    try: float(first)
+    except ValueError as e: raise RuntimeError(f"cannot use {first}") from e
+gossip = FeatureView(name="gossip", numeric=("load", "length"), categorical=(), derive=telling)
 """
 
 
@@ -158,6 +166,21 @@ def test_a_run_that_breaks_before_it_was_asked_for_personal_data_shows_none_eith
     assert "depot" in (parcels/"reports"/done["run"]/"profile.html").read_text()
 
 
+@pytest.mark.parametrize("how", ["SystemExit", "KeyError", "RuntimeError"])
+def test_an_error_in_derive_tells_its_type_and_place_and_no_value(parcels, capsys, monkeypatch, how):
+    monkeypatch.syspath_prepend(str(parcels))
+    tag(parcels, "granted")
+    (parcels/"settings.ini").write_text(re.sub(r"view = .*", "view = private_feed:gossip", (parcels/"settings.ini").read_text()))
+    (parcels/"how.txt").write_text(how)
+    code, done = cycle(parcels, capsys)
+    words, name = {"SystemExit": ("raise SystemExit", "telling"), "KeyError": ('{"nobody"', "deeper"), "RuntimeError": ("raise RuntimeError", "telling")}[how]
+    line = next(i for i, text in enumerate(FEED.splitlines(), 1) if words in text)
+    assert (code, done["state"]) == (1, "failed") and f"`derive` of view `gossip` raised {how} at line {line} of private_feed.py, in {name}." in done["cause"]
+    assert places(parcels) == []
+    report = (parcels/"reports"/done["run"]/"report.html").read_text()
+    assert how in report and "private_feed.py" in report
+
+
 def test_a_view_sees_no_personal_column_unless_a_person_granted_it(parcels, monkeypatch):
     from retrain_nb.services.session import open_session
     from retrain_nb.services.workbench import open_workbench
@@ -169,7 +192,7 @@ def test_a_view_sees_no_personal_column_unless_a_person_granted_it(parcels, monk
         return open_session(open_workbench(parcels), as_of="2024-03-01T00:00:00Z")
     with pytest.raises(SettingsError, match="addressee, which the contract tags"): session("using", "personal")
     run = session("peeping", "personal")
-    with pytest.raises(KeyError, match="addressee"): fit_encoding(run.book.view, run.split_rows(run.read())[0])
+    with pytest.raises(DataError, match="`derive` of view `peeping` raised KeyError at line .* of private_feed.py, in peep"): fit_encoding(run.book.view, run.split_rows(run.read())[0])
     for view in ("using", "peeping"):
         run = session(view, "granted")
         assert fit_encoding(run.book.view, run.split_rows(run.read())[0])

@@ -1,5 +1,7 @@
 "What a reader of `12_train` should not see: fresh processes, larger data, odd input"
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from retrain_nb.digest import canonical, digest
 from retrain_nb.records import DataError, SettingsError
-from retrain_nb.stages.train import ELSEWHERE, FIXED, TUNABLE, fixed_params, importance, matrix, predict, train
+from retrain_nb.settings import Settings, parse_settings, policy
+from retrain_nb.stages.train import ELSEWHERE, FIXED, TUNABLE, WORDS, fixed_params, importance, matrix, predict, train
 
 SCRIPT = """
 import hashlib
@@ -97,6 +101,22 @@ def test_input_that_cannot_be_learned_from_is_refused_with_a_cure(change, words)
     assert words in e.value.cause and e.value.cure
 
 
+SMALL = """
+[workbench]
+name = flights
+[source]
+rows = airline.feed:rows
+key = flight_id
+time = event_time
+label = disrupted
+label_time = label_time
+[features]
+view = airline.feed:view
+[gates]
+margins = log_loss 0.01
+"""
+
+
 @pytest.mark.parametrize("params, threads, seed", [
     ({}, 1, 0), ({"rounds": 0}, 1, 0), ({"rounds": 2.5}, 1, 0), ({"rounds": True}, 1, 0), ({"rounds": 5}, 0, 0), ({"rounds": 5}, 1, -1),
     ({"rounds": 5, "lambda_l2": float("nan")}, 1, 0), ({"rounds": 5, "lambda_l2": None}, 1, 0),
@@ -114,11 +134,46 @@ def test_a_value_that_lightgbm_refuses_is_our_error_not_theirs():
     with pytest.raises(SettingsError, match="LightGBM refused"): train(X, y, fixed_params({"rounds": 5, "num_leaves": 1}, 1, 0))
 
 
+def test_each_open_parameter_holds_the_kind_of_value_that_lightgbm_takes():
+    import lightgbm as lgb
+    X, y = toy(60)
+    def said(name, value): # -> what LightGBM says of the value's kind
+        params = {"verbosity": -1, "objective": "binary", name: value}
+        try: lgb.train(params, lgb.Dataset(X, y, params=params), 1)
+        except lgb.basic.LightGBMError as e: return str(e)
+        return ""
+    for name, kind in TUNABLE.items():
+        if kind == "a list": continue
+        assert ("of type int" in said(name, 0.5)) == (kind == "a whole number"), name
+        assert ('should be "true"' in said(name, 1)) == (kind == "`true` or `false`"), name
+        for value in (True, False) if kind == "`true` or `false`" else WORDS.get(name, ()):
+            assert not re.search("should be|Unknown", said(name, value)), (name, value)
+
+
+@pytest.mark.parametrize("text", ["boosting dart, drop_rate 0.5", "extra_trees true", "boosting rf, bagging_freq 1, bagging_fraction 0.5", "use_missing FALSE, num_leaves 7", "data_sample_strategy goss"])
+def test_what_settings_say_of_the_trainer_reaches_the_model_or_is_refused(text):
+    settings = parse_settings(SMALL + f"[trainer]\nrounds = 5\nparams = {text}\n")
+    again = Settings.model_validate(json.loads(canonical({**settings.model_dump(mode="json"), **policy(settings)})))  # As a page has it
+    assert again.trainer == settings.trainer and digest(policy(again)) == digest(policy(settings))
+    X, y = toy()
+    one, two = (train(X, y, fixed_params({**params, "rounds": 5}, 1, 0)) for params in (settings.trainer.params, {}))
+    assert one != two and json.loads(canonical(fixed_params({**settings.trainer.params, "rounds": 5}, 1, 0)))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("extra_trees 1", "`extra_trees` is 1.0, and LightGBM takes `true` or `false`"), ("boosting 1", "takes one of gbdt, rf, dart"), ("boosting forest", "'forest'.*takes one of gbdt, rf, dart"),
+    ("num_leaves 30.5", "takes a whole number"), ("num_leaves true", "is True, .*takes a whole number"), ("learning_rate fast", "'fast', .*takes a number"),
+    ("monotone_constraints 1", "takes a list.*settings.ini has no lists"), ("learning_rate nan", r"params.learning_rate.*finite number, `true` or `false`, or a word"),
+    ("learning_rate 1e999", "finite number"), ("boosting d@rt", "finite number")])
+def test_a_value_of_another_kind_is_refused_before_a_run_is_planned(text, said):
+    with pytest.raises(SettingsError, match=said): fixed_params({**parse_settings(SMALL + f"[trainer]\nparams = {text}\n").trainer.params, "rounds": 5}, 1, 0)
+
+
 def test_every_open_parameter_is_a_main_name_of_this_lightgbm():
     from lightgbm.basic import _ConfigAliases
     known = set(_ConfigAliases._get_all_param_aliases())
-    assert TUNABLE <= known and set(FIXED) | set(ELSEWHERE) - {"rounds"} <= known
-    assert not TUNABLE & (set(FIXED) | set(ELSEWHERE)) and not any("seed" in n or "file" in n for n in TUNABLE)
+    assert set(TUNABLE) <= known and set(FIXED) | set(ELSEWHERE) - {"rounds"} <= known
+    assert not set(TUNABLE) & (set(FIXED) | set(ELSEWHERE)) and not any("seed" in n or "file" in n for n in TUNABLE)
 
 
 def test_importance_of_a_model_without_splits_is_zero_everywhere():

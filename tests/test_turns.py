@@ -234,6 +234,18 @@ def test_a_connection_killed_in_mid_transaction_is_named_and_leaves_nothing(serv
 
 
 @only_postgresql
+def test_a_connection_that_died_while_nobody_used_it_is_replaced_without_a_word(server, database_url):
+    engine, (admin, kill) = open_database(database_url), backends(database_url)
+    with engine.begin() as c: ledger.append(c, "test.fact", "a", {}, "")
+    for n, key in enumerate("bcd", 2):                     # The pool holds a connection, and does not know that its other end is gone
+        with admin.connect() as a: assert a.execute(kill).scalar() >= 1
+        with engine.begin() as c: assert ledger.append(c, "test.fact", key, {}, "").seq == n
+        with admin.connect() as a: assert a.execute(kill).scalar() >= 1
+        with reading(engine) as c: assert len(ledger.entries(c)) == n
+    for e in (engine, admin): e.dispose()
+
+
+@only_postgresql
 def test_40_appends_each_with_its_connection_killed_have_one_effect_each(server, parcels, database_url):
     book, (admin, kill), now = open_workbench(parcels), backends(database_url), datetime.now(UTC)
     rng, written, killed = random.Random(7), [], []
@@ -253,6 +265,24 @@ def test_40_appends_each_with_its_connection_killed_have_one_effect_each(server,
     assert keys(parcels) == [f"r{i}:planned" for i in range(40)]
     assert [r["run"] for r in book.ask(catalog.runs, 200)] == [f"r{i}" for i in range(39, -1, -1)]
     admin.dispose()
+
+
+def test_a_decision_whose_connection_breaks_is_tried_again_and_is_there_once_and_whole(parcels, monkeypatch):
+    from retrain_nb.loop import cycle
+    from retrain_nb.services import workbench
+    book, real, left = open_workbench(parcels), workbench._Pen.enter, []
+    def enter(pen, kind, key, body):
+        if kind == "cycle.ended" and left: raise left.pop()     # Its first half is written, and taken back
+        return real(pen, kind, key, body)
+    monkeypatch.setattr(workbench._Pen, "enter", enter)
+    monkeypatch.setattr(workbench, "PAUSES", (0, 0))
+    def decide(key, times):
+        left[:] = [LostError("the connection was lost.", "Run it again.")]*times
+        body = {"run": "r", "as_of": "2024-03-01T00:00:00Z", "verdict": None, "model": "", "reason": "no"}
+        cycle._settle(book, key, {"champion.kept": body, "cycle.ended": {**body, "cycle": key, "outcome": "FAIL", "champion": "", "did": "kept", "sentence": "no"}})
+    decide("cycle-a", 2)
+    with pytest.raises(LostError): decide("cycle-b", 3)
+    assert keys(parcels) == ["cycle-a:champion", "cycle-a:ended"] and not left
 
 
 @only_postgresql

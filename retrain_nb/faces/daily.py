@@ -13,6 +13,7 @@ __all__ = ['Answer', 'COMMANDS', 'open_here', 'not_now', 'who', 'init', 'broken'
 # %% ../../nbs/faces/51_daily.ipynb #4829e7e9
 import argparse
 import os
+import re
 import sys
 import tempfile
 from datetime import UTC, datetime
@@ -53,21 +54,55 @@ def who() -> str:
     except (KeyError, OSError): return f"uid {os.getuid()}"
 
 # %% ../../nbs/faces/51_daily.ipynb #cd0a2bac
+def _drafted(
+    args:argparse.Namespace, # `data`, `label`, `time`, `label_time`, `key`, `entity`, `task`, `zone`, `time_format`
+    name:str                 # Of the workbench
+) -> Any:                    # A `Draft`: nothing is written yet
+    "The files of a workbench for the rows of a file"
+    from retrain_nb.services import founding, tables
+    from retrain_nb.stages.proposal import Parts, propose_aim, propose_key
+    if not args.label: raise UsageError("init needs to know what is to be predicted.", "Name the column with the outcome: `--label COL`.")
+    now, path = datetime.now(UTC), Path(args.data).resolve()
+    how = tables.sniff(path, args.label, args.time or "", args.label_time or "", args.zone, args.time_format or "", now.timestamp())
+    asked = {**how.arguments, **({"key": args.key} if args.key else {})}
+    frame, label = tables.read_table(path, **asked), how.arguments["label"]
+    aim, entity = propose_aim(frame[label], args.task or ""), tables.tidy(args.entity or "")
+    if entity and entity not in frame: raise UsageError(f"{path.name} has no column `{entity}`.", f"Its columns are {', '.join(frame.columns)}."[:400])
+    taken = {label, how.time, how.label_time, entity, tables.MADE["key"], *founding.find_personal(frame)}
+    key, why = (tables.tidy(args.key), "as asked") if args.key else propose_key(frame, taken)
+    arguments = how.arguments | ({"key": key} if key else {}) | ({"values": aim.values} if aim.values else {})
+    parts = Parts(key=key or tables.MADE["key"], time=how.time, label=label, label_time=how.label_time, entity=entity)
+    return founding.draft(tables.read_table(path, **arguments), parts, aim, now, name, path, arguments, [*how.said, ("key", parts.key, why)])
+
+# %% ../../nbs/faces/51_daily.ipynb #d9ac8091
+def _founded(done:Any, most:int=12) -> str:
+    "What was inferred, and why, for a terminal"
+    out = [{"stays out": c.name, "as": c.role, "why": c.why} for c in done.found.columns if not c.used and c.name not in done.found.parts.all]
+    more = f"\nand {len(out) - most} more, which nbs/source.ipynb names" if len(out) > most else ""
+    used = f"a model may look at {counted(len(done.found.numeric + done.found.categorical), 'column')}" + ("; these stay out:" if out else "")
+    return f"\n{table(list(done.said))}\n\n{used}" + (f"\n{table(out[:most])}{more}" if out else "")
+
 def init(
-    args:argparse.Namespace # `dir`, `demo`
+    args:argparse.Namespace # `dir`, `demo`, and what `_drafted` takes
 ) -> Answer:
     "Make a workbench in a folder"
-    from retrain_nb.services.workbench import furnish, open_workbench
-    root = Path(args.dir).resolve()
-    if not args.demo: raise UsageError("init needs to know what the workbench is about.", "Try `retrain-nb init DIR --demo flights`.")
-    made = furnish(root, args.demo)
+    from retrain_nb.services.workbench import furnish, open_workbench, place
+    root, drafted = Path(args.dir).resolve(), None
+    if bool(args.demo) == bool(args.data): raise UsageError("init needs to know what the workbench is about.", "Try `retrain-nb init DIR --demo flights`, or `retrain-nb init DIR --data FILE --time COL --label COL`.")
+    if args.demo: made = furnish(root, args.demo)
+    else:
+        from retrain_nb.services.founding import need_room
+        drafted = _drafted(args, re.sub(r"[^\w.-]+", "-", root.name).strip("-") or "workbench")
+        need_room(root, drafted.files)
+        made = place(root, drafted.files)
     book = open_workbench(root)
     book.load(book.settings.source.rows) # Refuse now, not at 03:00, if the source cannot be imported
     book.append("workbench.created", "workbench.created", {"name": book.settings.workbench.name, "by": who()}, datetime.now(UTC))
     cron = f"0 3 * * * cd {root} && {Path(sys.argv[0]).resolve()} cycle"
-    done = {"root": str(root), "name": book.settings.workbench.name, "made": made, "crontab": cron}
+    done:dict[str, Any] = {"root": str(root), "name": book.settings.workbench.name, "made": made, "crontab": cron}
+    if drafted: done |= {"proposed": list(drafted.said), "columns": [{"column": c.name, "role": c.role, "why": c.why} for c in drafted.found.columns]}
     text = [f"workbench `{book.settings.workbench.name}` in {root}", f"made {', '.join(made)}" if made else "everything was there already; nothing was changed"]
-    return done, "\n".join([*text, "", "for cron, every night at three:", f"  {cron}"]), 0
+    return done, "\n".join([*text, *([_founded(drafted)] if drafted else []), "", "for cron, every night at three:", f"  {cron}"]), 0
 
 # %% ../../nbs/faces/51_daily.ipynb #788b5956
 def broken(
@@ -100,17 +135,19 @@ def run(
 ) -> Answer:
     "Execute one run notebook as a recorded run"
     not_now(args)
-    from retrain_nb.loop.runs import mark_lost, plan, publish, run_page, tell_others
+    from retrain_nb.loop.runs import mark_lost, plan, publish, published, run_page, tell_others
     from retrain_nb.windows import parse_time
     book = open_here(args)
     with book.lock():
         mark_lost(book)
         done = run_page(book, plan(book, args.page, dict(args.parameters or []), parse_time(args.now or datetime.now(UTC))), say=say)
-        publish(book, done["run"], {"did": "run", "sentence": "Run by hand; the champion stays as it is."}, say)
+        told = bool(done["cycle"]) or published(book, done["run"]) # A cycle publishes its own runs, now or at its next turn
+        if not told: publish(book, done["run"], {"did": "run", "sentence": "Run by hand; the champion stays as it is."}, say)
         tell_others(book, say)
     code = EXIT_CODES[done["outcome"]] if done["outcome"] else broken(done)
     text = [f"{done['run']}: {done['state']}" + (f", {done['cause']}" if done["cause"] else ""), verdict_lines(done["verdict"]), f"report: {book.root/done['report']}"]
-    return done, "\n".join(text), code
+    if told: text.append("this recipe has run before; nothing was added")
+    return {**done, "new": not told}, "\n".join(text), code
 
 # %% ../../nbs/faces/51_daily.ipynb #f16c4a3d
 def status(
@@ -205,6 +242,12 @@ def options(
     for name in ("cycle", "run"): made[name].add_argument("--now", metavar="T", help="the moment whose knowledge is used (default: now)")
     made["init"].add_argument("dir", help="the folder, made if need be")
     made["init"].add_argument("--demo", help="start from a demo: flights (real) or toy (made up, small)")
+    for flag, what in (("--data FILE", "start from rows of your own: CSV or Parquet"), ("--label COL", "the column with the outcome"),
+                       ("--time COL", "the moment a row is due (default: the order of the rows)"), ("--label-time COL", "the moment its outcome became known (default: the time)"),
+                       ("--key COL", "what names a row (default: one that is found, or its number)"), ("--entity COL", "who or what a row is about"),
+                       ("--task TASK", "binary, multiclass or regression (default: as the label says)"), ("--time-format FORMAT", "how times are written, such as %%d.%%m.%%Y")):
+        made["init"].add_argument(flag.partition(" ")[0], metavar=flag.partition(" ")[2], help=what)
+    made["init"].add_argument("--zone", default="UTC", help="where times without an offset were written (default: UTC)")
     made["run"].add_argument("page", help="such as retrain")
     made["run"].add_argument("-p", dest="parameters", nargs=2, action="append", metavar=("NAME", "VALUE"), help="a parameter of the page; may be repeated")
     made["gc"].add_argument("--delete", action="store_true", help="remove what may go (default: only say what)")

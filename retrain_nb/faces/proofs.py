@@ -82,7 +82,7 @@ def verify(
     folder = Path(args.dir) if args.dir else find_root(args.root or Path.cwd())
     if not folder.is_dir(): raise UsageError(f"there is no folder {folder}.", "Name a workbench, or a copy of one.")
     told = audit.verify(folder, held, args.key)
-    if not held: told["note"] = "no checkpoint was held against it: whoever has the key could have cut off its end, or signed another past"
+    if not held and told["verdict"] != "INSUFFICIENT": told["note"] = "no checkpoint was held against it: whoever has the key could have cut off its end, or signed another past"
     return told, "\n".join([auditor.told_to_people(told), *([told["note"]] if "note" in told else [])]), auditor.EXIT_CODES[told["verdict"]]
 
 # %% ../../nbs/faces/52_proofs.ipynb #9c97001b

@@ -63,7 +63,9 @@ def ingest(
 def _refused(book:Any, args:argparse.Namespace) -> Answer:
     "The dead letters"
     from retrain_nb.stores.events import count_letters
-    counts, letters = book.ask(count_letters), _letters(book, args.source and Path(args.source).name, args.limit)
+    from retrain_nb.services.intake import shown_url
+    origin = args.source and (shown_url(args.source) if "://" in args.source else Path(args.source).name)
+    counts, letters = book.ask(count_letters), _letters(book, origin, args.limit)
     text = f"{counted(counts['letters'], 'dead letter')}, refused {counted(counts['times'], 'time')}"
     return {**counts, "shown": letters}, "\n".join([text, *(["", _lines(letters)] if letters else [])]), 0
 

@@ -43,7 +43,7 @@ def changed_views(
         left, right = ({tuple(row[k] for k in key): row for row in those} for those in (rows, wanted[name]))
         for place in sorted({*left, *right}, key=str):
             if left.get(place) != right.get(place): found.append(_differs(name, place, left.get(place), right.get(place)))
-    return found
+    return found + [(None, f"The view `{name}` has lost its index `{index}`: what it says is not wrong, and asking it takes long.") for name, index in catalog.lost_indexes(connection)]
 
 def _differs(
     name:str,                 # Of the table
@@ -133,6 +133,7 @@ def _look_closer(folder:Path, told:dict[str, Any]) -> dict[str, Any]:
         engine.dispose()
         aside.cleanup()
     bad = [{"damage": damage, "seq": seq, "what": what, "upto": None, "cure": auditor.DAMAGE[damage]} for damage, seq, what in wrong]
+    if bad: told = {k: v for k, v in told.items() if k not in auditor.UNSIGNED} # It is worse than that
     return {**told, "findings": told["findings"] + bad, "first_bad": told["first_bad"] or next(iter(bad), None), "verdict": "FAIL" if bad else told["verdict"]}
 
 # %% ../../nbs/loop/47_audit.ipynb #52e41293

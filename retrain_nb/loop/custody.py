@@ -25,7 +25,7 @@ from ..records import RetrainError, UsageError, VerificationError, counted
 from ..services.provenance import p256_key, write_bundle
 from ..services.vetting import read_model
 from ..services.workbench import Workbench
-from ..stores import keys, ledger
+from ..stores import keys, ledger, origin
 from ..stores.artifacts import Artifacts
 from ..stores.database import open_database, reading
 from ..stores.snapshots import Snapshots
@@ -125,7 +125,7 @@ def continues(
 def _git(book:Workbench, *words:str) -> str:
     "What git says in the workbench"
     known = ["-c", "user.name=retrain_nb", "-c", "user.email=ledger@localhost"]
-    done = subprocess.run(["git", "-C", str(book.root), *known, *words], capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
+    done = subprocess.run(origin.git_in(book.root, *known, *words), capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL)
     if done.returncode: raise RetrainError(f"[ledger] witness = git: {done.stderr.strip()}.", "Make the workbench a git repository, or name a file.")
     return done.stdout
 

@@ -11,7 +11,6 @@ __all__ = ['cycle_key', 'Decision', 'decide', 'contract_moved', 'untold', 'cycle
 
 # %% ../../nbs/loop/43_cycle.ipynb #1de2af96
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,15 +18,14 @@ from typing import Any
 
 from ..digest import digest, short
 from . import custody
-from .runs import mark_lost, page_path, plan, publish, run_page, tell_others
+from .runs import mark_lost, page_path, plan, publish, published, run_page, tell_others
 from ..promises import check_version, parse_contract
 from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
-from ..services.workbench import PAUSES, Workbench
+from ..services.workbench import Workbench
 from ..settings import policy
 from ..stages.features import view_digest
 from ..stores import catalog
-from ..stores.database import LostError
 from ..stores.pages import page_code
 from ..windows import iso
 
@@ -132,15 +130,7 @@ def _settle(
     entries:dict[str, dict[str, Any]] # What `_entries` gave
 ) -> None:
     "Enter all of it, or nothing"
-    at = datetime.now(UTC)
-    for pause in (*PAUSES, None):
-        try:
-            with book.writing(at) as pen:
-                for kind, body in entries.items(): pen.enter(kind, f"{key}:{'ended' if kind == 'cycle.ended' else 'champion'}", body)
-            return
-        except LostError:
-            if pause is None: raise
-            time.sleep(pause)
+    book.append_all([(kind, f"{key}:{'ended' if kind == 'cycle.ended' else 'champion'}", body) for kind, body in entries.items()], datetime.now(UTC))
 
 # %% ../../nbs/loop/43_cycle.ipynb #1e3e8bc6
 def untold(
@@ -149,7 +139,7 @@ def untold(
     "The newest run, if it is over and nobody has published it"
     run = next(iter(book.ask(catalog.runs, 1)), None)
     if run is None or run["state"] in ("planned", "running"): return None
-    return None if any(e["kind"] == "report.published" for e in book.ask(catalog.mentioned, run["run"])) else run
+    return None if published(book, run["run"]) else run
 
 def _catch_up(
     book:Workbench,           # Its lock is held by the caller

@@ -28,7 +28,7 @@ from ..mapping import Columns, declare
 from ..records import DataError, LockedError, UsageError, counted
 from ..services.intake import CSV, PARQUET, Piece, Reader, Rows, check_types, in_chunks, in_columns, look, read_csv, read_json, read_parquet, read_query, rows_of, shown_url, unchanged
 from ..services.workbench import Workbench
-from ..stages.columns import tabulate
+from ..stages.tabular import tabulate
 from ..stores import ledger
 from ..stores.events import Arrival, Events, Receipt, Sealing, Segment, hot
 from ..windows import iso
@@ -120,7 +120,7 @@ def _progress(origin:str, say:Callable[[str], None]) -> Callable[[int, float|Non
         say(f"{origin}: {rows:,} rows" + (f", {done:.0%}" if done is not None else ""))
     return tell
 
-# %% ../../nbs/loop/48_ingest.ipynb #c74c6760
+# %% ../../nbs/loop/48_ingest.ipynb #b9a9fcc8
 def _take(
     book:Workbench,       # Where it goes
     source:Source,        # Where it comes from

@@ -60,9 +60,9 @@ def recorded(
     "A run that came to its end, as the ledger has it"
     found = tuple(book.ask(ledger.find_key, f"{run}:{what}") for what in ("planned", "started", "ended"))
     cure = "Choose one that came to its end; `retrain-nb status` lists them."
+    if (over := found[-1]) and over.body["state"] != "ok": raise UsageError(f"run {run} cannot be reproduced: it was {over.body['state']} ({over.body['cause']}).", cure)
     if not all(found): raise UsageError(f"run {run} has not ended, so there is nothing to compare with.", cure)
     planned, started, ended = (entry.body for entry in found)
-    if ended["state"] != "ok": raise UsageError(f"run {run} cannot be reproduced: it was {ended['state']} ({ended['cause']}).", cure)
     return Recorded(run, planned, started, ended, found)
 
 # %% ../../nbs/loop/46_reproduce.ipynb #f9be31d2

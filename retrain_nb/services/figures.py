@@ -8,8 +8,8 @@ mail: matplotlib without `pyplot`, so that no global state and no window can get
 
 # %% auto #0
 __all__ = ['WIDTH', 'DOTS', 'COLOURS', 'MANY', 'INK', 'MUTED', 'GRID', 'CANDIDATE', 'RIVAL', 'TRAIN', 'TEST', 'OUTCOME', 'HELP',
-           'SHADES', 'REACH', 'GOALS', 'SEEN', 'Picture', 'periods', 'shares_of', 'stream', 'rail_colour', 'rails',
-           'daily', 'calibration', 'importance']
+           'SHADES', 'REACH', 'GOALS', 'SEEN', 'Picture', 'periods', 'shares_of', 'stream', 'ripeness', 'rail_colour',
+           'rails', 'daily', 'calibration', 'importance']
 
 # %% ../../nbs/services/34_figures.ipynb #a4b6e6fa
 import importlib
@@ -53,7 +53,7 @@ def _reduced(
 @dataclass(frozen=True)
 class Picture:
     "A matplotlib figure that shows itself as a small PNG"
-    figure:Any   # A `matplotlib.figure.Figure`
+    figure:Any   # A `matplotlib.figure.Figure`; None where the sentence says it all
     finding:str  # What it shows, in a sentence
     def png(self) -> bytes:
         "The picture in few colours, without date or software name"
@@ -63,7 +63,8 @@ class Picture:
         canvas.draw()
         _reduced(np.asarray(canvas.buffer_rgba())).save(out, "png")
         return out.getvalue()
-    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]: return self.png(), {"width": int(WIDTH*100), "alt": self.finding}
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]|None: return (self.png(), {"width": int(WIDTH*100), "alt": self.finding}) if self.figure else None
+    def _repr_markdown_(self) -> str|None: return None if self.figure else f"{self.finding}."
     def __repr__(self) -> str: return f"<Picture: {self.finding}>"
 
 # %% ../../nbs/services/34_figures.ipynb #033729ac
@@ -179,14 +180,14 @@ def shares_of(
 
 def _label_finding(frame:Any, source:Any, split:Any) -> str:
     "The label in training and in the test, in a sentence"
-    label, part = frame[source.label], split.train.contains(frame[source.time]).map({True: "train", False: "test"})
+    label = frame[source.label]
     if source.task == "multiclass":
         common = label.map(str, na_action="ignore").astype(object).value_counts()
         first = min(common.index, key=lambda name: (-common[name], name), default="none")
         what, label = f"Share of {first}, the commonest of {len(common)} classes", (label.map(str, na_action="ignore").astype(object) == first).where(label.notna()).astype("float64")
     else: what = f"{'Share' if source.task == 'binary' else 'Mean'} of {source.label}"
-    known = label.groupby(part).mean()
-    words = {p: ("unknown" if p not in known or known[p] != known[p] else told("mae", known[p]) if source.task == "regression" else f"{known[p]:.1%}") for p in ("train", "test")}
+    known = {p: label[window.contains(frame[source.time])].mean() for p, window in (("train", split.train), ("test", split.test))} # Rows may be younger than both
+    words = {p: "unknown" if mean != mean else told("mae", mean) if source.task == "regression" else f"{mean:.1%}" for p, mean in known.items()}
     return f"{what}: {words['train']} in training, {words['test']} in the test"
 
 # %% ../../nbs/services/34_figures.ipynb #04f6155a
@@ -226,6 +227,32 @@ def _stream_words(ax:Any, table:Any, split:Any) -> None:
     ax.text(split.train.start, high, "learned from", color="#5b83b3", fontsize=8.5, fontweight="bold")
     words = "judged on" + (" (hatched: outcome not known yet)" if table.open.sum() else "")
     ax.text(split.test.end, high, words, color=TEST, fontsize=8.5, fontweight="bold", ha="right")
+
+# %% ../../nbs/services/34_figures.ipynb #d7823f62
+def ripeness(
+    table:Any, # By start of period, evenly spaced: `low`, `value`, `high`, shares from 0 to 1, and `state`, which is `mature`, `immature` or `unknown`
+    wanted:float # Least share
+) -> Picture:
+    "How complete the labels of each period are"
+    bad, count = table[table.state != "mature"], len(table)
+    some = f"Labels of {count - len(bad)} of {count} periods are mature; the first that is not begins on {bad.index[0]:%-d %B %Y}" if len(bad) else ""
+    finding = some or (f"Labels of all {count} periods are mature" if count else "There is no period whose labels could be mature")
+    if not len(bad) or list(bad.index) == [table.index[-1]]: return Picture(None, finding)
+    picture, (ax,) = _panels(finding, 2.3)
+    step = table.index[1] - table.index[0] if count > 1 else timedelta(days=1)
+    for start in bad.index: ax.axvspan(start, start + step, color=OUTCOME["INSUFFICIENT"], alpha=0.14, linewidth=0)
+    middle = table.index + step/2
+    ax.fill_between(middle, table.low, table.high, color=CANDIDATE, alpha=0.2, linewidth=0)
+    ax.plot(middle, table.value, color=CANDIDATE, linewidth=1.4, marker="o", markersize=2.5)
+    ax.axhline(wanted, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    ax.text(table.index[0], wanted - 0.03, f"{wanted:.0%} wanted", color=MUTED, fontsize=8, va="top")
+    if len(bad): ax.text(bad.index[-1] + step, 0.04, "not mature", color=OUTCOME["INSUFFICIENT"], fontsize=8.5, fontweight="bold", ha="right")
+    ax.set_ylim(0, 1.05)
+    ax.set_xlim(table.index[0], table.index[-1] + step)
+    ax.set_ylabel("labels known", color=MUTED, fontsize=8)
+    _percent(ax)
+    _dates(ax)
+    return picture
 
 # %% ../../nbs/services/34_figures.ipynb #c2fbb741
 def rail_colour(
@@ -289,15 +316,17 @@ def _day(text:str) -> datetime:
 GOALS = {"log_loss": "log loss", "mae": "absolute error"} # Metric to what it is called for one row
 
 def daily(
-    evaluation:Any # Has `by_day`, records with `day`, `n`, `candidate` and `rival` (mean loss), `rival_name` and `task`
+    evaluation:Any # Has `days`, `by_day`, records with `day`, `n`, `candidate` and `rival` (mean loss), `rival_name` and `task`
 ) -> Picture:
     "Mean loss of both models on each test day, by the goal of the task"
     what = GOALS[TASKS[evaluation.task].goal]
     days = list(evaluation.by_day)
     pairs = [(d.candidate, d.rival) for d in days if d.rival is not None]
     won = sum(a < b for a, b in pairs)
-    compared = f"The candidate has the lower {what} on {won} of {counted(len(pairs), 'day')}"
-    finding = compared if pairs else f"{what.capitalize()} of the candidate on {counted(len(days), 'day')}"
+    one = ("day",) if len(days) == evaluation.days else ("stretch of days", "stretches of days")
+    compared = f"The candidate has the lower {what} on {won} of {counted(len(pairs), *one)}"
+    finding = compared if pairs else f"{what.capitalize()} of the candidate on {counted(len(days), *one)}"
+    if not days and evaluation.days: finding = f"{what.capitalize()} is not drawn for each of {evaluation.days:,} clusters"
     picture, (ax,) = _panels(finding, 2.6)
     at = [_day(d.day) for d in days]
     ends = [(evaluation.rival_name, [d.rival for d in days], RIVAL)] if pairs else []

@@ -57,8 +57,8 @@ class Plan:
 def _there(name:str, field:str, columns:Sequence[str]) -> str:
     "The column `name`, or an error"
     if name in columns: return name
-    near = get_close_matches(name, columns, 1, 0.6)
-    raise DataError(f"there is no column `{name}`, which is to be `{field}`.", f"Did you mean `{near[0]}`?" if near else f"The columns are {', '.join(columns[:40])}.")
+    near = get_close_matches(name, columns, 1, 0.6) if name != field else []
+    raise DataError(f"there is no column `{name}`{f', which is to be `{field}`' if name != field else ''}.", f"Did you mean `{near[0]}`?" if near else f"The columns are {', '.join(columns[:40])}.")
 
 def _features(declared:Columns, columns:Sequence[str], taken:Iterable[str]) -> dict[str, str]:
     "The features among the columns"
@@ -491,7 +491,7 @@ def rows_of(
         else: columns.append(column.to_pylist())
     for values in zip(*columns): yield dict(zip(table.column_names, values))
 
-# %% ../../nbs/services/37_intake.ipynb #6f3c2f3d
+# %% ../../nbs/services/37_intake.ipynb #703a7172
 @patch
 def pieces(self:Reader,
     table:"pa.Table", # Some rows
@@ -528,7 +528,7 @@ def check_types(
         if not any(fit(plain) for fit in fits): raise DataError(f"{reader.origin}: column `{name}` is {kind}, and events hold numbers and texts.", "Leave it out, or make it a number or a text.")
     return used
 
-# %% ../../nbs/services/37_intake.ipynb #399033f3
+# %% ../../nbs/services/37_intake.ipynb #e830e4ec
 def read_parquet(
     file:Looked,       # As `look` found it
     declared:Columns,  # What the columns are

@@ -95,12 +95,15 @@ def read(self:Session) -> pd.DataFrame: # One row per event, as known at `as_of`
 # %% ../../nbs/services/36_session.ipynb #fa4c01e9
 @patch
 def split_rows(self:Session,
-    frame:pd.DataFrame # What `read` gave
+    frame:pd.DataFrame, # What `read` gave
+    until:datetime|None=None # Only rows due before may teach; nothing means the cut
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Rows with a label known at the cut; all rows due from the cut on
     "Rows to learn from, rows to judge on"
     source, split = self.book.settings.source, self.split
     taught = split.train.contains(frame[source.time]) & labelled_by(frame, split.cut, source.label, source.label_time)
-    frame = frame.drop(columns=list(self.book.contract.withheld), errors="ignore") # Not even `derive` of a view sees them
+    if until is not None: taught &= frame[source.time] < until
+    withheld = [c for c in self.book.contract.withheld if c in frame]
+    if withheld: frame = frame.drop(columns=withheld) # Not even `derive` of a view sees them
     return frame[taught], frame[split.test.contains(frame[source.time])]
 
 # %% ../../nbs/services/36_session.ipynb #47e96490

@@ -131,7 +131,8 @@ def _number_lines(column:"pd.Series") -> list[str]:
 def _text_lines(column:"pd.Series") -> list[str]:
     "The categories of a text"
     counts = column.dropna().astype(str).value_counts()
-    if len(counts) <= FEW and counts.min() >= max(5, len(column)//1000): return [f"categories = {toml(sorted(counts.index))}"]
+    if len(counts) <= FEW and counts.min() >= max(5, len(column)//1000):
+        return [f"categories = {toml(sorted(counts.index))}", "max_unknown = 0.01  # share of rows with another text; a new one must not stop the night, many of them must"]
     if len(counts) > max(FEW, len(column)//10): return [f"# {len(counts):,} different values: an identifier, or free text"]
     return [f"max_categories = {2*len(counts) + 5}  # {len(counts):,} seen"]
 
@@ -161,12 +162,13 @@ class Names:
     label:str      # Its outcome
     label_time:str # When that became known
 
-OLD = 30 # Days after which nobody expects another row
+OLD = 30 # Days after which nobody expects another row, unless somebody knows better
 
 def table_lines(
     frame:"pd.DataFrame", # In the order of time
     names:Names,          # Columns with a part of their own
-    now:datetime          # UTC
+    now:datetime,         # UTC
+    old:float = OLD       # Days after which nobody expects another row
 ) -> list[str]:           # The section `[table]`
     "What the rows together could promise"
     import pandas as pd
@@ -175,7 +177,7 @@ def table_lines(
     weeks = ((times.max() - times)//pd.Timedelta(days=7)).value_counts().sort_index()[:-1] # The oldest may be cut off
     longest = float(times.diff().max()/pd.Timedelta(days=1)) if len(times) > 1 else 1.0
     lines = ["[table]", f"key = {toml(names.key)}", f"time = {toml(names.time)}", f"min_rows = {max(1, int(rounded(len(frame)/2, up=False)))}  # {len(frame):,} seen"]
-    if age <= OLD: lines.append(f"max_age_days = {max(2, math.ceil(3*longest), math.ceil(age) + 1)}  # the longest gap between two rows was {longest:.2g} days")
+    if age <= old: lines.append(f"max_age_days = {max(2, math.ceil(3*longest), math.ceil(age) + 1)}  # the longest gap between two rows was {longest:.2g} days")
     else: lines.append(f"# max_age_days is not promised: the newest row is {age:,.0f} days old, so nobody seems to send more")
     if len(weeks) >= 4 and weeks.min() >= 5: lines.append(f"newest_week = [{int(rounded(weeks.min()/3, up=False))}, {int(rounded(weeks.max()*3, up=True))}]  # rows a week; seen: {weeks.min():,} to {weeks.max():,}")
     known = frame[[names.time, names.label_time]].dropna()
@@ -196,7 +198,8 @@ def draft_contract(
     frame:"pd.DataFrame",          # Rows as they came
     names:Names,                   # Columns with a part of their own
     now:datetime,                  # UTC
-    tags:Mapping[str, str]|None = None # Column to its tag, where one is proposed
+    tags:Mapping[str, str]|None = None, # Column to its tag, where one is proposed
+    old:float = OLD                # Days after which nobody expects another row
 ) -> str:                          # TOML
     "A contract that `frame` keeps"
     if not len(frame): raise DataError("there are no rows to draft a contract from.", "Give a file with rows in it.")
@@ -207,4 +210,4 @@ def draft_contract(
     open_rows = [f"[columns.{quoted(names.label)}]", f'kind = "{kind}"', "# its share of missing values is the matter of label maturity", ""]
     known = [f"[columns.{quoted(names.label_time)}]", 'kind = "time"', ""]
     others = [line for name in rows.columns if name not in (names.key, names.time, names.label, names.label_time) for line in column_lines(rows[name], tags.get(name, ""))]
-    return "\n".join([title, *table_lines(rows, names, now), *open_rows, *known, *others])
+    return "\n".join([title, *table_lines(rows, names, now, old), *open_rows, *known, *others])

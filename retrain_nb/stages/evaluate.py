@@ -257,7 +257,7 @@ class Evaluation:
     difference:dict[str, Estimate]   # Positive: the candidate is worse
     calibration:dict[str, Estimate]  # `intercept`, `slope`, `squared_error` of the candidate, as far as the task has them
     reliability:tuple[Bin, ...]      # The candidate's reliability curve
-    by_day:tuple[Day, ...]           # In order of day; empty above 1,000 days
+    by_day:tuple[Day, ...]           # In order of day; above 1,000 of them neighbours share one, named after the first, and other clusters have none
     task:str = field(default="binary", metadata=LATER) # Of `tasks.TASKS`
     classes:tuple[tuple[str|int, int], ...] = field(default=(), metadata=LATER) # Of a multiclass label: each class that was scored, and on how many rows
     unseen:tuple[str|int, ...] = field(default=(), metadata=LATER) # Those of them that the candidate does not know; they cost it the most there is
@@ -322,8 +322,10 @@ def _metrics(asked:Asked, codes:np.ndarray, level:float, names:tuple[str, ...]) 
 
 def _by_day(asked:Asked, codes:np.ndarray, names:pd.Index, task:str) -> tuple[Day, ...]:
     "Mean loss of each day, by the goal of the task"
+    if isinstance(names, pd.DatetimeIndex):
+        step = max(-(-len(names)//1000), 1)
+        codes, names = codes//step, names[::step].strftime("%Y-%m-%d")
     if len(names) > 1000: return ()
-    if isinstance(names, pd.DatetimeIndex): names = names.strftime("%Y-%m-%d")
     n = np.bincount(codes)
     means = {name: np.bincount(codes, LOSSES[TASKS[task].goal](*given))/n for name, given in asked.items()}
     rate = np.bincount(codes, asked["candidate"][0])/n if task != "multiclass" else None

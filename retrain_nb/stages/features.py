@@ -11,6 +11,7 @@ __all__ = ['ANSWERS', 'PLAIN', 'OTHER', 'FeatureView', 'view_digest', 'fit_encod
 
 # %% ../../nbs/stages/11_features.ipynb #221dcbac
 import difflib
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -74,13 +75,30 @@ def view_digest(
     return digest({"name": view.name, "numeric": view.numeric, "categorical": view.categorical, "derive": code, **_declared(view)})
 
 # %% ../../nbs/stages/11_features.ipynb #0809fe98
+def _place(
+    error:BaseException # As it came out of somebody's code
+) -> str:               # Such as `at line 7 of feed.py, in derive`; empty if there is no source
+    "Where the code stopped that we called: its own last line, whatever it called in turn"
+    frames = traceback.extract_tb(error.__traceback__)[1:]
+    own = [f for f in frames if f.filename == frames[0].filename]
+    return f" at line {own[-1].lineno} of {own[-1].filename.rpartition('/')[2]}, in {own[-1].name}" if own else ""
+
+def _called(
+    view:FeatureView,    # With a `derive`
+    frame:"pd.DataFrame" # As it came
+) -> Any:
+    "What `derive` gives; an error in it without its message"
+    try: return view.derive(frame.copy(deep=False)) # type: ignore[misc]
+    except (Exception, SystemExit) as e: told = f"`derive` of view `{view.name}` raised {type(e).__name__}{_place(e)}."
+    raise DataError(told, "Call it by hand on a few rows to read what it says: that may hold a value, so it is not kept.") # Out here it has no context
+
 def _derived(
     view:FeatureView,    # Any
     frame:"pd.DataFrame" # As it came
 ) -> "pd.DataFrame":     # With all columns of the view, same rows
     "`frame` with what `derive` adds; a missing column is refused by name"
     import pandas as pd
-    rows = frame if view.derive is None else view.derive(frame.copy(deep=False))
+    rows = frame if view.derive is None else _called(view, frame)
     if not isinstance(rows, pd.DataFrame) or not rows.index.equals(frame.index):
         raise DataError(f"`derive` of view `{view.name}` did not give back the rows it was given.",
                         "Return the same rows in the same order, with columns added.")
@@ -191,7 +209,7 @@ def _lookup(
     import numpy as np
     place = {text: i for i, text in enumerate(known)}
     if view.unseen == "refuse" and (new := [texts[i] for i in used if texts[i] not in place]):
-        raise DataError(f"column `{name}` of view `{view.name}` holds {len(new):,} names that training never saw, such as {new[0][:40]!r}.",
+        raise DataError(f"column `{name}` of view `{view.name}` holds {len(new):,} names that training never saw.",
                         "Train a model on rows that hold them, or declare another answer: `unseen=\"missing\"`.")
     return np.array([place.get(text, place[OTHER] if view.unseen == "other" else -1) for text in texts] + [-1])
 

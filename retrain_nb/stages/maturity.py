@@ -21,15 +21,26 @@ from ..records import INSUFFICIENT, PASS, DataError, Verdict, combine
 # %% ../../nbs/stages/15c_maturity.ipynb #0f0ebcd3
 LESS_THAN_ONE = 0.5 # Fewer labels than that are none
 
-def _complete(sums:pd.DataFrame, max_unlabelled:float, nothing:float) -> pd.DataFrame:
-    "Value, bounds and state of each period, from what came and what is to come; the lower bound is `nothing` where neither is anything"
-    noise = 1.96*np.sqrt(sums.noise)
-    most, least = sums.most + noise, (sums.least - noise).clip(lower=0)
-    most = most.where(most >= LESS_THAN_ONE, 0)
-    low, high, value = (sums.came/(sums.came + more) for more in (most, least, sums.more))
-    found = pd.DataFrame({"value": value, "low": low.fillna(nothing), "high": high.fillna(1.0)})
-    wanted = 1 - max_unlabelled
-    return found.assign(state=np.select([found.low >= wanted, found.high < wanted], ["mature", "immature"], "unknown"))
+def _complete(
+    delays:Any,       # What `label_delays` found
+    told:pd.DataFrame,# What its `told` gave
+    where:np.ndarray, # (n,) number of the period of each row
+    count:int,        # Periods
+    wanted:float      # Least share
+) -> pd.DataFrame:    # (count,) `value`, `low`, `high`, `state`, `outcome`
+    "How complete each period is, of the slowest outcome; a lower bound of nothing is 1, or 0 if open rows are hidden"
+    parts, found = delays.to_come(told, where), []
+    for part in parts.values():
+        came, more, least, most, noise = (np.bincount(where, part[c].to_numpy(), count) for c in ("came", "more", "least", "most", "noise"))
+        top, bottom = most + 1.96*np.sqrt(noise), np.maximum(least - 1.96*np.sqrt(noise), 0)
+        top = np.where(top >= LESS_THAN_ONE, top, 0)
+        with np.errstate(invalid="ignore"): low, high, value = (came/(came + x) for x in (top, bottom, more))
+        found.append((np.nan_to_num(low, nan=float(not delays.truncated)), np.nan_to_num(high, nan=1.0), value))
+    lows, highs, values = (np.array(x) for x in zip(*found))
+    worst, each = np.lexsort((np.nan_to_num(values, nan=2.0), lows), axis=0)[0], np.arange(count)
+    low, high, value = (x[worst, each] for x in (lows, highs, values))
+    return pd.DataFrame({"value": value, "low": low, "high": high, "state": np.select([low >= wanted, high < wanted], ["mature", "immature"], "unknown"),
+                         "outcome": np.array(list(parts), dtype=object)[worst]})
 
 # %% ../../nbs/stages/15c_maturity.ipynb #78a21da8
 def completeness(
@@ -37,15 +48,15 @@ def completeness(
     delays:Any,               # What `label_delays` found; its moment is the moment that is asked about
     max_unlabelled:float,     # Largest share of labels that may be missing
     start:datetime,           # Where a period begins
-    days:float=1              # Length of a period
+    days:float=0              # Length of a period; 0 takes days, or weeks where there are more than ten of them
 ) -> pd.DataFrame:            # By start of period: `rows`, `known`, completeness as `value`, `low`, `high`, its `state`, and of which `outcome`
     "How complete the labels of each period are; of the slowest outcome, if the wait may depend on it"
-    told, step = delays.told(frame), pd.Timedelta(days=days)
-    number = ((told.due - pd.Timestamp(start))//step).to_numpy()
-    sums = [_complete(part.groupby(number).sum(), max_unlabelled, float(not delays.truncated)).assign(outcome=g) for g, part in delays.to_come(told, number).items()]
-    worst = pd.concat(sums).sort_values(["low", "value"], kind="stable").groupby(level=0).first()
-    table = told.groupby(number).agg(rows=("known", "size"), known=("known", "sum")).join(worst)
-    return table.set_axis(pd.DatetimeIndex([pd.Timestamp(start) + step*int(i) for i in table.index]), axis=0)
+    told = delays.told(frame)
+    step = pd.Timedelta(days=days or (7 if told.age.max() - told.age.min() > 70*24 else 1))
+    where, there = pd.factorize(((told.due - pd.Timestamp(start))//step).to_numpy(), sort=True)
+    table = pd.DataFrame({"rows": np.bincount(where), "known": np.bincount(where, told.known).astype("int64")})
+    table = pd.concat([table, _complete(delays, told, where, len(there), 1 - max_unlabelled)], axis=1)
+    return table.set_axis(pd.DatetimeIndex([pd.Timestamp(start) + step*int(i) for i in there]), axis=0)
 
 # %% ../../nbs/stages/15c_maturity.ipynb #3a89948a
 def _count(told:pd.DataFrame, most:float) -> Verdict:
@@ -62,9 +73,8 @@ def maturity(
     "Have the labels of the test rows had the time to arrive?"
     if not len(judged): return Verdict(name="maturity", outcome=INSUFFICIENT, reason="there are no test rows", n=0)
     told, wanted = delays.told(judged), 1 - max_unlabelled
-    found = {g: _complete(part.sum().to_frame().T, max_unlabelled, float(not delays.truncated)).iloc[0] for g, part in delays.to_come(told).items()}
-    slow, worst = min(found.items(), key=lambda item: item[1].low)
-    reason = f"at least {worst.low:.1%} of {'all labels' if slow == 'all' else f'the labels `{slow}`'} that will ever come are known, {wanted:.1%} wanted"
+    worst = _complete(delays, told, np.zeros(len(told), dtype="int64"), 1, wanted).iloc[0]
+    reason = f"at least {worst.low:.1%} of {'all labels' if worst.outcome == 'all' else f'the labels `{worst.outcome}`'} that will ever come are known, {wanted:.1%} wanted"
     if delays.truncated: reason += "; the source gives rows only once their label is known"
     if worst.low < wanted: reason += f"; labels take {delays.wording(wanted)}, and younger rows cannot judge"
     whole = Verdict(name="completeness", outcome=PASS if worst.low >= wanted else INSUFFICIENT, value=None if pd.isna(worst.value) else float(worst.value),

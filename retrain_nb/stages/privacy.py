@@ -69,6 +69,8 @@ class Suspicion:
     kind:str      # Of `KINDS`
     share:float   # Of the values looked at, 0 to 1
     n:int         # How many were looked at
+    @property
+    def kinds(self) -> str: return f"{self.kind}{'es' if self.kind.endswith('s') else 's'}" # Several
 
 def _texts(
     column:"pd.Series" # Any
@@ -103,7 +105,7 @@ def _verdict(column:"pd.Series") -> Verdict:
     "FAIL if `column` seems to hold something about a person"
     name, found = str(column.name), suspicions(column)
     if not found: return Verdict(name=f"{name}.undeclared", outcome=PASS, reason="nothing in it points to a person", n=len(column))
-    kinds = " and ".join(f"{s.kind}s ({s.share:.1%} of {s.n:,} values looked at)" for s in found)
+    kinds = " and ".join(f"{s.kinds} ({s.share:.1%} of {s.n:,} values looked at)" for s in found)
     return Verdict(name=f"{name}.undeclared", outcome=FAIL, value=max(s.share for s in found), threshold=LEAST, n=len(column), method="shape and check digits of a sample",
                    reason=f"it seems to hold {kinds}; write `tag = \"personal\"` under [columns.{name}] in the contract, or `tag = \"granted\"` if a person decided that it may be used")
 

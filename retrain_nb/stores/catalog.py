@@ -9,9 +9,9 @@ always means the greatest sequence number, whatever the clocks said."""
 
 # %% auto #0
 __all__ = ['metadata', 'NAME', 'JSON', 'SNAPSHOTS', 'MODELS', 'CYCLES', 'CHAMPIONS', 'REFUSALS', 'RUNS', 'MENTIONS', 'OUTBOX',
-           'MEANING', 'ENDED', 'TOLD', 'PROJECTIONS', 'SHAPE', 'NAMED', 'LAST', 'shape', 'project', 'Recorded',
-           'rebuild', 'dump', 'create', 'champion', 'champions', 'runs', 'running', 'run', 'cycle', 'last_cycle',
-           'mentioned', 'linked', 'find', 'model', 'snapshot']
+           'MEANING', 'ENDED', 'TOLD', 'PROJECTIONS', 'SHAPE', 'NAMED', 'LAST', 'shape', 'lost_indexes', 'project',
+           'Recorded', 'rebuild', 'dump', 'create', 'champion', 'champions', 'runs', 'unended', 'run', 'cycle',
+           'last_cycle', 'mentioned', 'linked', 'find', 'model', 'snapshot']
 
 # %% ../../nbs/stores/23_catalog.ipynb #c7d5613b
 import difflib
@@ -63,8 +63,19 @@ MEANING = 2 # Raise it when an entry comes to mean something else to the same co
 
 def shape() -> str: # 64 hexadecimal digits
     "Digest of how the tables are defined"
-    tables = {t.name: [[c.name, str(c.type), c.primary_key, bool(c.nullable), bool(c.index)] for c in t.columns] for t in metadata.sorted_tables}
-    return digest({"meaning": MEANING, "tables": tables})
+    tables = {t.name: [[c.name, str(c.type), c.primary_key, bool(c.nullable)] for c in t.columns] for t in metadata.sorted_tables}
+    return digest({"meaning": MEANING, "tables": tables, "indexes": {t.name: _indexes(t) for t in metadata.sorted_tables}})
+
+def _indexes(table:sa.Table) -> list[list[Any]]:
+    "Name and columns of each index"
+    return sorted([str(i.name), [c.name for c in i.columns]] for i in table.indexes)
+
+def lost_indexes(
+    connection:Connection # Any transaction
+) -> list[tuple[str, str]]: # Table and index
+    "Indexes that are not there as they were made: answers stay right without one, and take as long as the ledger is"
+    def has(name:str) -> list[list[Any]]: return [[i["name"], i["column_names"]] for i in sa.inspect(connection).get_indexes(name)]
+    return [(t.name, index[0]) for t in metadata.sorted_tables for there in [has(t.name)] for index in _indexes(t) if index not in there]
 
 # %% ../../nbs/stores/23_catalog.ipynb #1d6053b4
 def _plain(cell:Any) -> Any: # The same cell, which every database can keep
@@ -253,11 +264,11 @@ def runs(
     "Runs, newest first"
     return _rows(connection, sa.select(RUNS).order_by(RUNS.c.seq.desc()).limit(limit))
 
-def running(
+def unended(
     connection:Connection # Any transaction
 ) -> list[dict[str, Any]]:
-    "Runs that have started and not ended, oldest first; whether they are alive is for their lease to say"
-    return _rows(connection, sa.select(RUNS).where(RUNS.c.state == "running").order_by(RUNS.c.seq))
+    "Runs that were planned or have started, and have no end, oldest first; whether they are alive is for their lease to say"
+    return _rows(connection, sa.select(RUNS).where(RUNS.c.state.in_(["planned", "running"])).order_by(RUNS.c.seq))
 
 def run(
     connection:Connection, # Any transaction

@@ -10,7 +10,8 @@ signed before. Order is the number, never the clock."""
 
 # %% auto #0
 __all__ = ['metadata', 'table', 'nodes', 'heads', 'CURE', 'CONTROL', 'Entry', 'entry_leaf', 'parse_body', 'entries', 'find_key',
-           'newest', 'need_key', 'append', 'find', 'last_head', 'head', 'seal', 'proof', 'extension', 'plant']
+           'newest', 'need_key', 'need_label', 'append', 'find', 'last_head', 'head', 'seal', 'proof', 'extension',
+           'plant']
 
 # %% ../../nbs/stores/22_ledger.ipynb #8a033bc8
 import json
@@ -178,6 +179,14 @@ def need_key(
     if not key: raise UsageError(f"a `{kind}` without a key.", "Give it a key that names this fact alone.")
     if not isinstance(key, str) or CONTROL.search(key): raise UsageError(f"the key {key!r} of a `{kind}` is not plain text.", "Use text without control characters.")
 
+def need_label(
+    kind:str, # What kind of fact
+    at:Any    # When it was, they say
+) -> None:
+    "Refuse a label of time that is no plain text of at most 40 characters; what it says is nobody's order"
+    if isinstance(at, str) and len(at) <= 40 and not CONTROL.search(at): return
+    raise UsageError(f"the time {str(at)[:60]!r} of a `{kind}` is no plain text of at most 40 characters.", "Give it as text, such as 2013-06-01T03:00:00Z.")
+
 
 def append(
     connection:Connection, # A transaction that writes; the entry is durable when it commits
@@ -189,6 +198,7 @@ def append(
     "Write a fact down, once"
     if not isinstance(body, dict): raise UsageError(f"the body of `{key}` is a {type(body).__name__}.", "Use a dict.")
     need_key(kind, key)
+    need_label(kind, at)
     text, seq = canonical(body).decode(), _next_seq(connection)
     if (before := find_key(connection, key)) is not None: return _same(before, kind, body)
     entry = Entry(seq=seq, kind=kind, key=key, at=at, body=parse_body(text), leaf=entry_leaf(seq, kind, key, at, text))
