@@ -1,8 +1,10 @@
 "What a reader of `14b_budget` should not see: known answers, error rates with their power, sums over every row, odd records"
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate
 from pathlib import Path
+from time import process_time
 
 import numpy as np
 import pytest
@@ -122,6 +124,18 @@ def test_what_is_advised_helps():
     assert "begin the test rows at 2013-01-22, which leaves 3 of 14 days" in told and "up to 2013-02-05" in told
     assert level(budget, span(21, 3)) > 0 and level(budget, span(21, 14)) > 0 and not level(budget, span(20, 14))
     assert "that no decision has looked at" in budget_left(Budget(decisions=1, uses=(use(1, alpha=0.05),)), ROWS).reason
+
+
+def test_advice_that_would_not_help_is_not_given():
+    told = budget_left(Budget(decisions=1, uses=(use(1, alpha=0.05),)), span(0, 7)).reason
+    assert "record its start and end" in told and "wait" not in told
+
+
+def test_ten_years_of_daily_decisions_are_told_in_no_time():
+    budget = Budget(decisions=5000, scope="life", least=1e-7, uses=tuple(use(i, span(i, 14), 1e-6) for i in range(3650)))
+    start = process_time()
+    assert level(budget, span(3650, 14)) > 0 and level(replace(budget, scope="rows"), span(3650, 14)) > 0
+    assert process_time() - start < 2
 
 
 # --- What counts as the same rows ---

@@ -15,6 +15,7 @@ __all__ = ['SpendingRule', 'Scope', 'Holdout', 'Use', 'lond_share', 'Budget', 's
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..records import INSUFFICIENT, PASS, DataError, SettingsError, Verdict, counted
@@ -95,7 +96,7 @@ class Budget:
 # %% ../../nbs/stages/14b_budget.ipynb #7e887307
 def _paid(uses:Sequence[Use], rule:SpendingRule) -> dict[str, float]:
     "What each decision takes from alpha"
-    ships = [sum(u.shipped for u in uses[:i]) for i in range(len(uses))]
+    ships = accumulate((u.shipped for u in uses), initial=0)
     return {u.decision: u.alpha/(1 + s if rule == "lond" else 1) for u, s in zip(uses, ships)}
 
 def spent(
@@ -107,7 +108,7 @@ def spent(
     paid = _paid(uses, budget.rule)
     if budget.scope == "life" or not window: return math.fsum(paid.values())
     timed = [(u, w) for u in uses if (w := u.holdout.window) and not (u.holdout.digest and u.holdout.digest == holdout.digest)]
-    always = math.fsum(paid[u.decision] for u in uses if all(u is not t for t, _ in timed))
+    always = math.fsum(paid[name] for name in paid.keys() - {u.decision for u, _ in timed})
     moments = {window.start, *(max(w.start, window.start) for _, w in timed)}
     return always + max(math.fsum(paid[u.decision] for u, w in timed if w.contains(m)) for m in moments)
 
@@ -142,6 +143,8 @@ def _cure(budget:Budget, holdout:Holdout) -> str:
     ends = [w.end for u in budget.earlier(holdout) if (w := u.holdout.window)]
     part = rotated(budget, holdout)
     free = parse_time(part.start) if part else max([window.end, *ends])
+    if not level(budget, Holdout(start=iso(free), end=iso(free + (window.end - window.start)))):
+        return "the rows of some decision have a digest and no time, so it counts on all of them; record its start and end"
     kept = f"begin the test rows at {iso(free)[:10]}, which leaves {(window.end - free).days} of {window.days:.0f} days; or " if part else ""
     return f"{kept}wait for labels of rows up to {iso(free + (window.end - window.start))[:10]}, when a test as long as this one is free of spent rows"
 
