@@ -23,6 +23,7 @@ Modules:
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
+- `retrain_nb.loop.served`: Does the service show the model what training shows it?
 - `retrain_nb.loop.server`: When may a sender forget an event that it has sent?
 - `retrain_nb.mapping`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?

@@ -70,10 +70,13 @@ class Columns(BaseModel):
     separator:Literal["comma", "semicolon", "tab", "pipe"] = "comma" # Between the cells of a CSV file
     url:Annotated[str, AfterValidator(_address)] = Field("", repr=False) # SQLAlchemy URL of a database, without its password
     query:str = ""           # What to ask it
+    files:str = ""           # Which files a cycle takes in by itself, such as `inbox/*.csv`, from the workbench's folder
+    required:bool = True     # Whether a cycle stops if they, or the database, cannot be read
     password_env:str = Field("", repr=False, pattern=r"^([A-Z][A-Z0-9_]*)?$", description="the name of an environment variable, in capitals")
     @model_validator(mode="after")
     def _asks_what_it_can(self) -> "Columns":
         if bool(self.url) != bool(self.query): raise ValueError("`url` and `query` go together")
+        if self.url and self.files: raise ValueError("`files` or `url`, not both; write two sections")
         return self
 
 # %% ../nbs/02b_mapping.ipynb #2f594c3b

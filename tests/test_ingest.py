@@ -394,8 +394,8 @@ def test_a_query_can_change_nothing_and_its_password_is_nowhere(book, postgres_s
 # --- The server ---
 
 @contextmanager
-def serving(root): # -> (process, port, token) of a real server
-    process = subprocess.Popen([*CLI, "serve", "--root", str(root), "--port", "0"], stderr=subprocess.PIPE, text=True)
+def serving(root, *more): # -> (process, port, token) of a real server
+    process = subprocess.Popen([*CLI, "serve", "--root", str(root), "--port", "0", *more], stderr=subprocess.PIPE, text=True)
     try:
         line = process.stderr.readline()
         found = re.search(r":(\d+) takes events", line)
@@ -455,6 +455,44 @@ def test_every_acknowledged_event_is_there_after_the_server_was_killed_under_loa
     with serving(book.root) as (_, port, token):
         status, answer, _ = send(port, token, "\n".join(map(outcome, acknowledged[:100])).encode())
         assert (status, answer["already_there"]) == (200, 100)
+
+
+INBOX = "\n[ingest.late]\nfiles = inbox/*.csv\nkind = outcome\nid = booking\nevent_time = arrival\nvalue = is_canceled\nzone = UTC\n"
+
+
+def declare_inbox(book, more=""): # -> the folder that every cycle looks into
+    ini = book.root/"settings.ini"
+    ini.write_text(ini.read_text() + INBOX + more)
+    (book.root/"inbox").mkdir()
+    return book.root/"inbox"
+
+
+def test_a_cycle_takes_in_what_the_settings_declare_while_two_servers_seal_and_nothing_is_lost_or_doubled(book):
+    inbox = declare_inbox(book, "[ingest.maybe]\nrequired = no\nfiles = inbox/*.parquet\nkind = outcome\n")
+    (inbox/"july.csv").write_text("booking,arrival,is_canceled\n" + "".join(f"j{i},2017-07-{1 + i:02} 14:00,1\n" for i in range(9)))
+    (inbox/"torn.parquet").write_bytes(b"PAR1")
+    acknowledged, odd, often = [], [], ("--seal-every", "0.2")
+    with serving(book.root, *often) as (_, one, token), serving(book.root, *often) as (_, two, _):
+        threads = [t for port in (one, two) for t in load(port, token, acknowledged, odd, senders=2, most=60)]
+        done = subprocess.run([*CLI, "cycle", "--now", "2024-03-01", "--root", str(book.root)], capture_output=True, text=True)
+        for t in threads: t.join()
+        wait_for(lambda: book.ask(lambda c: c.execute(sa.text("SELECT count(*) FROM events")).scalar()) == 0)
+    assert done.returncode == 0 and "july.csv: 9 events accepted" in done.stderr and "[ingest.maybe] left out: torn.parquet" in done.stderr, done.stderr
+    ids = list(kept(book, "outcome").id)
+    assert not odd and len(acknowledged) == 4*60*20 and sorted(ids) == sorted([*acknowledged, *(f"j{i}" for i in range(9))])
+    sealed = [e for e in book.ask(ledger.entries) if e.kind == "signals.sealed"]
+    assert len(sealed) > 1 and sum(s["rows"] for e in sealed for s in e.body["segments"]) == len(ids)
+    assert subprocess.run([*CLI, "verify", "--root", str(book.root)], capture_output=True).returncode == 0
+    again = subprocess.run([*CLI, "cycle", "--now", "2024-03-01", "--root", str(book.root)], capture_output=True, text=True)
+    assert again.returncode == 0 and "july.csv" not in again.stderr and "decided before" in again.stdout
+
+
+def test_a_source_that_a_cycle_needs_and_cannot_read_stops_it_before_anything_is_decided(book):
+    inbox = declare_inbox(book)
+    (inbox/"july.csv").write_text("booking;arrival;is_canceled\nj1;2017-07-01 14:00;1\n")
+    done = subprocess.run([*CLI, "cycle", "--now", "2024-03-01", "--root", str(book.root)], capture_output=True, text=True)
+    assert done.returncode == 3 and "[ingest.late]" in done.stderr and "july.csv" in done.stderr and "separator" in done.stderr and "required = no" in done.stderr
+    assert [e.kind for e in book.ask(ledger.entries) if e.kind.startswith(("run.", "cycle.", "signals."))] == []
 
 
 def test_each_wrong_request_has_its_answer_and_changes_nothing(book):
@@ -541,3 +579,17 @@ def test_the_command_says_what_it_did_and_lists_what_it_did_not(book, tmp_path):
     assert run("ingest", str(tmp_path/"x.csv"), "--kind", "outcom").returncode == 3
     assert run("ingest", str(tmp_path/"x.csv"), "--map", "zone=Mars").returncode == 2
     assert run("ingest", "sqlite:///nowhere.db", "--query", "SELECT 1", "--kind", "outcome").returncode == 2
+
+
+def test_the_command_finds_a_feature_that_a_service_computes_in_another_unit(book, tmp_path, capsys):
+    from retrain_nb.demo import toy
+    from retrain_nb.faces.cli import main
+    columns = ["parcel_id", "due_time", "depot", "load", "rain", "hour", "weekday"]
+    rows = toy.rows().astype({"depot": str})[columns].tail(2000)
+    words = ["--kind", "prediction", "--map", "id=parcel_id", "--map", "event_time=due_time", "--map", "known_at=due_time", "--map", f"features={','.join(columns[2:])}"]
+    for name, frame, since, code, amiss in (("right", rows.head(1000), "2024-02-01", 0, []), ("inches", rows.tail(1000).assign(rain=lambda f: f.rain/25.4), rows.due_time.iloc[1000].isoformat(), 3, ["rain"])):
+        frame.to_csv(tmp_path/f"{name}.csv", index=False)
+        assert main(["ingest", str(tmp_path/f"{name}.csv"), *words, "--root", str(book.root)]) == 0
+        capsys.readouterr()
+        assert main(["skew", "--since", since, "--root", str(book.root), "--json"]) == code
+        assert [c["column"] for c in json.loads(capsys.readouterr().out)["columns"] if c["unequal"]] == amiss

@@ -16,7 +16,7 @@ def shown():
     "The `retrain-nb` commands of the README's shell blocks, in order, and what makes a file for them"
     blocks = re.findall(r"```bash\n(.*?)```", (ROOT/"README.md").read_text(), re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [["sh", "-c", line] if line.startswith("printf ") else shlex.split(line) for line in lines if line.startswith(("retrain-nb ", "printf ")) and line != "retrain-nb serve"]
+    return [["sh", "-c", line] if line.startswith("printf ") else shlex.split(line) for line in lines if line.startswith(("retrain-nb ", "python -c ", "printf ")) and line != "retrain-nb serve"]
 
 
 CODES = {"landed.csv": 3} # One of its rows is refused, on purpose

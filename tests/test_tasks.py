@@ -162,7 +162,7 @@ def test_two_hundred_classes_of_whole_numbers(tmp_path, capsys):
     (root/"settings.ini").write_text((root/"settings.ini").read_text().replace("rounds = 30", "rounds = 5").replace("num_leaves 7", "num_leaves 7, min_sum_hessian_in_leaf 1")) # With tiny leaves 200 classes overshoot
     code, answer = turn(root, "2024-03-29", capsys)
     amiss = {leaf.name: leaf.reason for leaf in from_json(Verdict, answer["reasons"][0]).leaves if leaf.outcome != PASS}
-    assert code == 3 and len(amiss) == 1 and "load" in str(amiss), amiss # The label is made of the load, and the guard says so; all else passes
+    assert (code, amiss) == (0, {}) # The label is made of the load and of noise: the load is no leak
     record = left(root, answer["run"])
     model = from_json(Model, json.loads(read(root, record["model"])))
     assert model.classes == tuple(range(200)) and record["evaluation"]["candidate"]["log_loss"]["value"] < np.log(200) - 0.3

@@ -63,6 +63,7 @@ def _drafted(
     from retrain_nb.stages.proposal import Parts, propose_aim, propose_key
     if not args.label: raise UsageError("init needs to know what is to be predicted.", "Name the column with the outcome: `--label COL`.")
     now, path = datetime.now(UTC), Path(args.data).resolve()
+    say(f"reading {path.name}")
     how = tables.sniff(path, args.label, args.time or "", args.label_time or "", args.zone, args.time_format or "", now.timestamp())
     asked = {**how.arguments, **({"key": args.key} if args.key else {})}
     frame, label = tables.read_table(path, **asked), how.arguments["label"]
@@ -71,16 +72,20 @@ def _drafted(
     taken = {label, how.time, how.label_time, entity, tables.MADE["key"], *founding.find_personal(frame)}
     key, why = (tables.tidy(args.key), "as asked") if args.key else propose_key(frame, taken)
     arguments = how.arguments | ({"key": key} if key else {}) | ({"values": aim.values} if aim.values else {})
+    say(f"looking at {counted(len(frame), 'row')}")
     parts = Parts(key=key or tables.MADE["key"], time=how.time, label=label, label_time=how.label_time, entity=entity)
     return founding.draft(tables.read_table(path, **arguments), parts, aim, now, name, path, arguments, [*how.said, ("key", parts.key, why)])
 
 # %% ../../nbs/faces/51_daily.ipynb #d9ac8091
 def _founded(done:Any, most:int=12) -> str:
     "What was inferred, and why, for a terminal"
+    from retrain_nb.services.tables import MADE
     out = [{"stays out": c.name, "as": c.role, "why": c.why} for c in done.found.columns if not c.used and c.name not in done.found.parts.all]
     more = f"\nand {len(out) - most} more, which nbs/source.ipynb names" if len(out) > most else ""
     used = f"a model may look at {counted(len(done.found.numeric + done.found.categorical), 'column')}" + ("; these stay out:" if out else "")
-    return f"\n{table(list(done.said))}\n\n{used}" + (f"\n{table(out[:most])}{more}" if out else "")
+    moments = [c.name for c in done.found.columns if c.role == "time"] if done.found.parts.time == MADE["time"] else []
+    asked = f"\n\nthe order of the rows is taken for their time, but `{moments[0]}` holds moments: was `--time {moments[0]}` meant?" if moments else ""
+    return f"\n{table(list(done.said))}\n\n{used}" + (f"\n{table(out[:most])}{more}" if out else "") + asked
 
 def init(
     args:argparse.Namespace # `dir`, `demo`, and what `_drafted` takes
@@ -121,6 +126,9 @@ def cycle(
     from retrain_nb.loop.cycle import cycle as turn
     from retrain_nb.windows import parse_time
     book = open_here(args)
+    if book.settings.ingest: # First, so that what came tonight is known at the moment that is asked about
+        from retrain_nb.loop.ingest import take_declared
+        take_declared(book, datetime.now(UTC), who(), say)
     done = turn(book, parse_time(args.now or datetime.now(UTC)), by=who(), say=say)
     code = broken(done) or EXIT_CODES[done["verdict"]]
     report = book.root/done["report"] if done["report"] else None

@@ -12,6 +12,7 @@ __all__ = ['cycle_key', 'Decision', 'decide', 'contract_moved', 'untold', 'cycle
 # %% ../../nbs/loop/43_cycle.ipynb #1de2af96
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +21,7 @@ from ..digest import digest, short
 from . import custody
 from .runs import mark_lost, page_path, plan, publish, published, run_page, tell_others
 from ..promises import check_version, parse_contract
-from ..records import INSUFFICIENT, PASS, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
+from ..records import INSUFFICIENT, PASS, LockedError, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
 from ..services.workbench import Workbench
 from ..settings import policy
@@ -167,6 +168,7 @@ def cycle(
         if lost := mark_lost(book): say(f"closed {counted(len(lost), 'run')} whose process had died: {', '.join(lost)}")
         _catch_up(book, key, say)
         if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False)
+        with suppress(LockedError): book.seal_events(datetime.now(UTC)) # If somebody else seals them, they are sealed
         say("reading the source and freezing what was known")
         snapshot, champion, run = book.freeze(as_of, datetime.now(UTC)), book.ask(catalog.champion), dict[str, Any]()
         if champion and champion["snapshot"] == snapshot.digest:

@@ -96,7 +96,7 @@ def settings_text(
     columns = [c for c in found.columns if c.name not in found.parts.all]
     shape = Template((files("retrain_nb.services")/"drafted.ini.j2").read_text(encoding="utf-8"), undefined=StrictUndefined, keep_trailing_newline=True)
     text = shape.render(rows=counted(rows, "row"), name=name, p=found.parts, aim=found.aim, used=len(found.numeric + found.categorical), columns=len(columns),
-                           of=dict(found.window.why), w=found.window, margins=found.margins, leaves=31 if rows >= 5_000 else 15)
+                           of=dict(found.window.why), w=found.window, margins=found.margins, trees=found.trees)
     parse_settings(text, "the drafted settings.ini")
     return text
 

@@ -8,9 +8,9 @@ each, that no value of any column is repeated, and that what is in doubt stays o
 
 # %% auto #0
 __all__ = ['FEW', 'MANY', 'YES', 'NAMED', 'CATEGORIES', 'CODED', 'MEASURED', 'NAMES', 'TOLD', 'LATE', 'TELLS', 'LENGTHS',
-           'ENOUGH', 'CLUSTERS', 'RARE', 'PATIENCE', 'Aim', 'propose_aim', 'propose_key', 'Column', 'role_of', 'Parts',
-           'propose_columns', 'told_by_later', 'delay_of', 'rarest', 'Window', 'propose_window', 'propose_margins',
-           'Proposal', 'propose']
+           'ENOUGH', 'CLUSTERS', 'RARE', 'PATIENCE', 'TREES', 'Aim', 'propose_aim', 'propose_key', 'Column', 'role_of',
+           'Parts', 'propose_columns', 'told_by_later', 'delay_of', 'rarest', 'Window', 'propose_window',
+           'propose_margins', 'propose_trees', 'Proposal', 'propose']
 
 # %% ../../nbs/stages/18_proposal.ipynb #aea06b38
 import math
@@ -321,6 +321,18 @@ def propose_margins(
     other = "auc 0.01" if task == "binary" else "error 0.01"
     return f"log_loss {margin}, {other}", f"3 % of the log loss of somebody who knows only how frequent each outcome is, which is {cost:.3f}"
 
+# %% ../../nbs/stages/18_proposal.ipynb #907c0344
+TREES = ((2_000, 80, 7), (10_000, 120, 15), (math.inf, 200, 31)) # Below that many rows of the rarest class: rounds, leaves
+
+def propose_trees(
+    label:"pd.Series", # Labels, missing where open
+    task:str           # Of `tasks.TASKS`
+) -> tuple[int, int, str]: # Rounds and leaves, as [trainer] has them; the sentence
+    "How much a first model may learn"
+    rare = rarest(label, task)
+    rounds, leaves = next((n, k) for most, n, k in TREES if rare < most)
+    return rounds, leaves, f"{counted(rare, 'labelled row')} {'other than the commonest' if task == 'regression' else 'of the rarest class'}: more trees would learn them by heart" if leaves < 31 else f"{counted(rare, 'labelled row')} to tell apart by"
+
 # %% ../../nbs/stages/18_proposal.ipynb #9d78943e
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
@@ -330,6 +342,7 @@ class Proposal:
     columns:tuple[Column, ...]
     window:Window
     margins:tuple[str, str] # As [gates] margins has it; the sentence
+    trees:tuple[int, int, str] # Rounds, leaves; the sentence
     @property
     def numeric(self) -> tuple[str, ...]: return tuple(c.name for c in self.columns if c.role == MEASURED)
     @property
@@ -338,7 +351,7 @@ class Proposal:
     def rows(self) -> list[dict[str, str]]: # For a table: what, found, why
         w, of = self.window, dict(self.window.why)
         told = [("task", self.aim.task, self.aim.why), ("test", counted(w.holdout_days, "day"), of["window"]), ("ends", w.anchor, of["anchor"]), ("label delay", _days(w.delay[1]), of["label delay"]),
-                ("evidence", f"{w.min_rows:,} rows, {w.min_positives:,} of the rarest, {w.min_days} days", of["evidence"]), ("open labels", f"at most {w.max_unlabelled:.0%}", of["open labels"]), ("margins", *self.margins)]
+                ("evidence", f"{w.min_rows:,} rows, {w.min_positives:,} of the rarest, {w.min_days} days", of["evidence"]), ("open labels", f"at most {w.max_unlabelled:.0%}", of["open labels"]), ("margins", *self.margins), ("first model", f"{self.trees[0]} trees of {self.trees[1]} leaves", self.trees[2])]
         if self.aim.values: told.insert(1, ("label 1", str(self.aim.values[1])[:40], f"and 0 is {str(self.aim.values[0])[:40]}"))
         return [{"what": what, "proposed": found, "why": why} for what, found, why in told]
 
@@ -354,4 +367,4 @@ def propose(
     columns = propose_columns(frame, parts, told)
     if not any(c.used for c in columns):
         raise DataError("no column is left to learn from: " + ", ".join(f"`{c.name}` is {c.role}" for c in columns if c.name not in parts.all)[:300] + ".", "Give a file with columns that were known when a row was due.")
-    return Proposal(aim=aim, parts=parts, columns=columns, window=propose_window(frame[parts.time], label, known, aim.task, now), margins=propose_margins(label, aim.task))
+    return Proposal(aim=aim, parts=parts, columns=columns, window=propose_window(frame[parts.time], label, known, aim.task, now), margins=propose_margins(label, aim.task), trees=propose_trees(label, aim.task))
