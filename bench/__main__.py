@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.contract import contract
 from bench.events import events
+from bench.gates import gates
 from bench.history import history
 from bench.ingest import ingest
 from bench.ledger import record
@@ -133,12 +134,15 @@ def runs() -> list[dict]:
 
 def show(r: dict) -> None:
     "One line for a person, as soon as it is known"
+    if "rate" in r:
+        wanted = "" if r["most"] is None and r["least"] is None else f"at most {r['most']:.0%}" if r["least"] is None else f"at least {r['least']:.0%}"
+        return print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<58}{r['rate']:>9.1%}    {wanted}", flush=True)
     limit = f"limit {r['limit']}" if r["limit"] else f"limit {r['limit_seconds']} s" if r["limit_seconds"] else ""
     more = f", peak {r['peak_mb']} MB of {r['peak_limit_mb']}" if "peak_mb" in r else ""
     print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<58}{r['seconds']:>9.4f} s  {r['ratio']:>6.2f} x {r['against']:<24}{limit}{more}", flush=True)
 
 
-GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest, "contract": contract, "snapshots": snapshots, "paired": paired}
+GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest, "contract": contract, "snapshots": snapshots, "paired": paired, "gates": gates}
 
 
 def main() -> None:

@@ -45,6 +45,8 @@ Modules:
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
+- `retrain_nb.stages.backtest`: Had we retrained like this all last year, how would it have gone?
+- `retrain_nb.stages.budget`: How often may the same test rows decide, and how sure must each decision be?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
 - `retrain_nb.stages.drafting`: What could these rows promise, going by what they have done so far?
@@ -55,6 +57,7 @@ Modules:
 - `retrain_nb.stages.joins`: What did another source say about this row, at the moment the row was due?
 - `retrain_nb.stages.leakage`: Does a feature know what it cannot have known when the prediction was due?
 - `retrain_nb.stages.maturity`: Have the labels had the time to arrive, and are those that came a fair sample?
+- `retrain_nb.stages.offline_policy`: What would another policy have earned, on days when this one decided?
 - `retrain_nb.stages.paired`: Two models met the same rows. What is the difference worth, and what if we looked in twenty places?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.proposal`: Here are rows that nobody has seen before: what could a model learn from them, and how would one judge it?
