@@ -225,7 +225,7 @@ def superiority(
                    method=f"superiority, one-sided {policy.alpha:g}; {e.method}")
 
 # %% ../../nbs/stages/14_gates.ipynb #59f72403
-NEEDED = ("contract", "privacy", "data health", "maturity", "unspoiled", "sanity") # Checks without which nothing passes
+NEEDED = ("contract", "privacy", "data health", "maturity", "training tail", "signals", "leakage", "unspoiled", "sanity") # Checks without which nothing passes
 
 class Compared(Protocol):
     "What a gate needs to know of an evaluation"
