@@ -89,7 +89,7 @@ def undeclared(folder, *extras): # -> libraries imported below `folder` that the
     trees = [ast.parse(p.read_text()) for p in folder.rglob("*.py")]
     names = {a.name for t in trees for n in ast.walk(t) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module for t in trees for n in ast.walk(t) if isinstance(n, ast.ImportFrom) and not n.level}
-    here = {"retrain_nb", *(p.stem for p in folder.rglob("*.py")), folder.name}
+    here = {"retrain_nb", "bench", *(p.stem for p in folder.rglob("*.py")), folder.name}
     tops = {name.partition(".")[0] for name in names}-set(sys.stdlib_module_names)-here
     asked, comes_from = {canonicalize_name(r.name) for r in declared(*extras)}, packages_distributions()
     return sorted(top for top in tops if not asked & {canonicalize_name(d) for d in comes_from.get(top, [top])})
