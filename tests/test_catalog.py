@@ -187,7 +187,7 @@ def test_tables_of_another_shape_are_made_again_from_the_ledger(database_url):
     engine.dispose()
 
 
-@pytest.mark.parametrize("index", [i.name for t in catalog.metadata.sorted_tables for i in t.indexes])
+@pytest.mark.parametrize("index", sorted(str(i.name) for t in catalog.metadata.sorted_tables for i in t.indexes)) # Indexes of a table are a set
 def test_a_lost_index_is_found_and_made_again(opened, index):
     from retrain_nb.loop.audit import changed_views
     with opened.begin() as c:

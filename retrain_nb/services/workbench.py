@@ -58,6 +58,7 @@ class Workbench:
     snapshots:Snapshots   # Rows, frozen
     artifacts:Artifacts   # Models, recipes, notebooks, records
     held:dict[str, int] = field(default_factory=dict, compare=False) # The fence of the lease, while `lock` is held
+    signed:dict[str, str] = field(default_factory=dict, compare=False) # Key to the newest head that this process signed with it
     @cached_property
     def engine(self) -> Any: # Opened at the first question: a page that only reads rows never loads a database library
         from retrain_nb.stores import catalog, database, ledger
@@ -201,9 +202,12 @@ class _Pen:
             self.book.vouch(self)
     def enter(self, kind:str, key:str, body:dict) -> Any:
         from retrain_nb.stores import catalog, ledger
-        ledger.need_key(kind, key)
-        if new := ledger.find_key(self.connection, key) is None: self.vouch()
-        entry = ledger.append(self.connection, kind, key, body, iso(self.at))
+        new = False
+        def vouch() -> None:
+            nonlocal new
+            new = True
+            self.vouch()
+        entry = ledger.append(self.connection, kind, key, body, iso(self.at), vouch)
         if new: catalog.project(self.connection, entry.seq, entry.kind, entry.at, entry.body)
         self.wrote |= new
         return entry
@@ -220,9 +224,10 @@ def writing(self:Workbench,
     with self.engine.begin() as connection:
         if self.held and not turns.renew(connection, "work", self.held["fence"], _patience(self), turns.clock(connection, datetime.now(UTC))):
             raise LockedError("the entry was not written: this process was silent for so long that another has taken over its work.", "Nothing is left to do; the other carries on.")
-        pen = _Pen(self, connection, at, vouched=lost)
+        pen, note = _Pen(self, connection, at, vouched=lost), ""
         yield pen
-        if pen.wrote: ledger.seal(connection, self.checkpoint)
+        if pen.wrote: note = ledger.seal(connection, self.checkpoint)
+    if note: self.signed[self.signer.vkey] = note # Durable by now
 
 
 
@@ -282,10 +287,8 @@ def _see_head(
     named:Any           # The newest entry that names a key
 ) -> None:
     "An error unless the newest head covers all entries and carries the signature of the key in force: what we sign next vouches for all before it"
-    import sqlalchemy as sa
     from retrain_nb.stores import ledger
-    count = connection.execute(sa.select(sa.func.max(ledger.table.c.seq))).scalar() or 0
-    if last[0] != count: raise VerificationError(f"the ledger has {counted(count, 'entry', 'entries')}, and its newest signed head covers {last[0]:,}.", ledger.CURE)
+    if last[0] != (count := ledger.count(connection)): raise VerificationError(f"the ledger has {counted(count, 'entry', 'entries')}, and its newest signed head covers {last[0]:,}.", ledger.CURE)
     keys = [named.body["vkey"], *([named.body["previous"]] if last[0] == named.seq and named.body["previous"] else [])] # A handing over is signed by who hands over
     try: check_note(last[1], keys)
     except VerificationError as e: raise VerificationError(f"the newest signed head of the ledger is not ours: {e.cause}", ledger.CURE) from e
@@ -297,7 +300,9 @@ def vouch(self:Workbench,
 ) -> None:
     "See that the last head covers every entry and was signed with our key; in a ledger that nobody has signed yet, enter the key"
     from retrain_nb.stores import ledger
-    last, named = ledger.last_head(pen.connection), ledger.newest(pen.connection, "ledger.key")
+    last = ledger.last_head(pen.connection)
+    if last and last[1] == self.signed.get(self.signer.vkey) and last[0] == ledger.count(pen.connection): return # The very head that we signed last, and nothing after it
+    named = ledger.newest(pen.connection, "ledger.key")
     if last is None and named: raise VerificationError("the signed heads of the ledger are gone.", ledger.CURE)
     if last is None:
         ledger.plant(pen.connection)
