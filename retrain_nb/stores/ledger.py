@@ -64,7 +64,6 @@ table = sa.Table("entries", metadata,
     sa.Column("leaf", sa.String(64), nullable=False),
     sa.Index("entries_kind", "kind", "seq"))
 
-# %% ../../nbs/stores/22_ledger.ipynb #7a371323
 nodes = sa.Table("nodes", metadata, # Hashes of the complete subtrees; level 0 would be the leaves, which stand in `entries`
     sa.Column("level", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("idx", sa.BigInteger, primary_key=True, autoincrement=False),
