@@ -112,3 +112,22 @@ def first_night(tmp_path_factory):
     (root/"settings.ini").write_text(text + "\n[run]\nprofile_rows = 0\n")
     assert main(["cycle", "--now", "2024-03-01", "--root", str(root)]) == 0
     return root
+
+
+@pytest.fixture
+def small_settings():
+    "The fewest settings that are settings"
+    return """
+[workbench]
+name = flights
+[source]
+rows = airline.feed:rows
+key = flight_id
+time = event_time
+label = disrupted
+label_time = label_time
+[features]
+view = airline.feed:view
+[gates]
+margins = log_loss 0.01, auc 0.01
+"""

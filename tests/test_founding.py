@@ -180,13 +180,10 @@ def test_whoever_was_named_stays_out_and_so_does_what_was_filled_in_later(tmp_pa
     assert "how long it took until `closed` tells it" in (tmp_path/"bench"/"source.py").read_text()
 
 
-SMALL = "[workbench]\nname = a\n[source]\nrows = m:r\nkey = k\ntime = t\nlabel = y\nlabel_time = u\n[features]\nview = m:v\n[gates]\nmargins = auc 0.01\n"
-
-
-def test_where_the_test_ends_is_part_of_the_policy_and_old_recipes_keep_their_digest():
-    assert policy(parse_settings(SMALL)) == policy(parse_settings(SMALL + "[window]\nanchor = now\n")) and "anchor" not in policy(parse_settings(SMALL))["window"]
-    assert policy(parse_settings(SMALL + "[window]\nanchor = newest\n"))["window"]["anchor"] == "newest"
-    with pytest.raises(SettingsError, match="anchor"): parse_settings(SMALL + "[window]\nanchor = oldest\n")
+def test_where_the_test_ends_is_part_of_the_policy_and_old_recipes_keep_their_digest(small_settings):
+    assert policy(parse_settings(small_settings)) == policy(parse_settings(small_settings + "[window]\nanchor = now\n")) and "anchor" not in policy(parse_settings(small_settings))["window"]
+    assert policy(parse_settings(small_settings + "[window]\nanchor = newest\n"))["window"]["anchor"] == "newest"
+    with pytest.raises(SettingsError, match="anchor"): parse_settings(small_settings + "[window]\nanchor = oldest\n")
 
 
 @pytest.mark.parametrize(("as_of", "anchor", "end"), [("2026-01-01T00:00Z", "newest", "2021-03-02"), ("2026-01-01T00:00Z", "now", "2026-01-01"), ("2021-02-10T12:00Z", "newest", "2021-02-10T12:00")])

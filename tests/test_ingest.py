@@ -487,6 +487,19 @@ def test_a_cycle_takes_in_what_the_settings_declare_while_two_servers_seal_and_n
     assert again.returncode == 0 and "july.csv" not in again.stderr and "decided before" in again.stdout
 
 
+def test_a_cycle_that_comes_second_takes_nothing_in_and_no_source_is_so_optional_that_a_damaged_ledger_is_passed_over(book):
+    inbox = declare_inbox(book, "required = no\n")
+    (inbox/"july.csv").write_text("booking,arrival,is_canceled\nj1,2017-07-01 14:00,1\n")
+    book.append("workbench.created", "created", {"name": "book"}, NOW)
+    with book.lock(): second = subprocess.run([*CLI, "cycle", "--now", "2024-03-01", "--root", str(book.root)], capture_output=True, text=True)
+    assert second.returncode == 75 and len(kept(book, "outcome")) == 0
+    with sqlite3.connect(book.root/".retrain"/"ledger.db") as c: # By somebody who knows how
+        for trigger, in c.execute("SELECT name FROM sqlite_master WHERE type='trigger'").fetchall(): c.execute(f"DROP TRIGGER {trigger}")
+        c.execute("DELETE FROM heads")
+    damaged = subprocess.run([*CLI, "cycle", "--now", "2024-03-01", "--root", str(book.root)], capture_output=True, text=True)
+    assert damaged.returncode == 6 and "left out" not in damaged.stderr and len(kept(book, "outcome")) == 0
+
+
 def test_a_source_that_a_cycle_needs_and_cannot_read_stops_it_before_anything_is_decided(book):
     inbox = declare_inbox(book)
     (inbox/"july.csv").write_text("booking;arrival;is_canceled\nj1;2017-07-01 14:00;1\n")

@@ -115,7 +115,7 @@ def test_other_code_that_gives_the_same_rows_is_another_origin_and_no_contradict
 
 
 def test_a_page_that_does_not_ask_whether_the_rows_are_new_to_the_champion_passes_nothing(parcels, capsys):
-    change(parcels, "nbs/runs/retrain.ipynb", "sane, fair], run.gates", "sane], run.gates")
+    change(parcels, "nbs/runs/retrain.ipynb", "*sound.parts, read", "*sound.parts[:-1], read")
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)
     assert (code, done["did"]) == (4, "kept") and "unspoiled: this check was not made" in done["reasons"][0]["reason"]
 
@@ -349,15 +349,21 @@ def test_a_cycle_killed_between_run_and_decision_is_carried_on(parcels, capsys, 
     assert len(call(capsys, parcels, "status")[1]["runs"]) == runs
 
 
-def test_a_decision_and_the_end_of_its_cycle_are_written_together_or_not_at_all(parcels, capsys, monkeypatch):
+def cycle_interrupted_at(kind, root, monkeypatch):
+    "Somebody presses Ctrl-C when an entry of this kind is to be written"
     from retrain_nb.services import workbench
-    old, real = call(capsys, parcels, "status")[1]["champion"], workbench._Pen.enter
-    def enter(pen, kind, key, body):
-        if kind == "cycle.ended": raise KeyboardInterrupt
-        return real(pen, kind, key, body)
+    real = workbench._Pen.enter
+    def enter(pen, what, key, body):
+        if what == kind: raise KeyboardInterrupt
+        return real(pen, what, key, body)
     monkeypatch.setattr(workbench._Pen, "enter", enter)
-    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
+    assert main(["cycle", "--now", APRIL, "--root", str(root)]) == 130
     monkeypatch.undo()
+
+
+def test_a_decision_and_the_end_of_its_cycle_are_written_together_or_not_at_all(parcels, capsys, monkeypatch):
+    old = call(capsys, parcels, "status")[1]["champion"]
+    cycle_interrupted_at("cycle.ended", parcels, monkeypatch)
     assert call(capsys, parcels, "status")[1]["champion"] == old
     done = call(capsys, parcels, "cycle", "--now", APRIL)[1]
     assert done["did"] == "refresh" and (parcels/done["report"]).is_file()
@@ -391,14 +397,7 @@ def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys)
 
 
 def test_a_run_killed_before_it_began_becomes_lost_at_the_next_turn(parcels, capsys, monkeypatch):
-    from retrain_nb.services import workbench
-    real = workbench._Pen.enter
-    def enter(pen, kind, key, body):
-        if kind == "run.started": raise KeyboardInterrupt
-        return real(pen, kind, key, body)
-    monkeypatch.setattr(workbench._Pen, "enter", enter)
-    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
-    monkeypatch.undo()
+    cycle_interrupted_at("run.started", parcels, monkeypatch)
     run = call(capsys, parcels, "status")[1]["runs"][0]
     assert run["state"] == "planned"
     code, done = call(capsys, parcels, "cycle", "--now", APRIL)

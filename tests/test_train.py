@@ -101,22 +101,6 @@ def test_input_that_cannot_be_learned_from_is_refused_with_a_cure(change, words)
     assert words in e.value.cause and e.value.cure
 
 
-SMALL = """
-[workbench]
-name = flights
-[source]
-rows = airline.feed:rows
-key = flight_id
-time = event_time
-label = disrupted
-label_time = label_time
-[features]
-view = airline.feed:view
-[gates]
-margins = log_loss 0.01
-"""
-
-
 @pytest.mark.parametrize("params, threads, seed", [
     ({}, 1, 0), ({"rounds": 0}, 1, 0), ({"rounds": 2.5}, 1, 0), ({"rounds": True}, 1, 0), ({"rounds": 5}, 0, 0), ({"rounds": 5}, 1, -1),
     ({"rounds": 5, "lambda_l2": float("nan")}, 1, 0), ({"rounds": 5, "lambda_l2": None}, 1, 0),
@@ -151,8 +135,8 @@ def test_each_open_parameter_holds_the_kind_of_value_that_lightgbm_takes():
 
 
 @pytest.mark.parametrize("text", ["boosting dart, drop_rate 0.5", "extra_trees true", "boosting rf, bagging_freq 1, bagging_fraction 0.5", "use_missing FALSE, num_leaves 7", "data_sample_strategy goss"])
-def test_what_settings_say_of_the_trainer_reaches_the_model_or_is_refused(text):
-    settings = parse_settings(SMALL + f"[trainer]\nrounds = 5\nparams = {text}\n")
+def test_what_settings_say_of_the_trainer_reaches_the_model_or_is_refused(text, small_settings):
+    settings = parse_settings(small_settings + f"[trainer]\nrounds = 5\nparams = {text}\n")
     again = Settings.model_validate(json.loads(canonical({**settings.model_dump(mode="json"), **policy(settings)})))  # As a page has it
     assert again.trainer == settings.trainer and digest(policy(again)) == digest(policy(settings))
     X, y = toy()
@@ -165,8 +149,8 @@ def test_what_settings_say_of_the_trainer_reaches_the_model_or_is_refused(text):
     ("num_leaves 30.5", "takes a whole number"), ("num_leaves true", "is True, .*takes a whole number"), ("learning_rate fast", "'fast', .*takes a number"),
     ("monotone_constraints 1", "takes a list.*settings.ini has no lists"), ("learning_rate nan", r"params.learning_rate.*finite number, `true` or `false`, or a word"),
     ("learning_rate 1e999", "finite number"), ("boosting d@rt", "finite number")])
-def test_a_value_of_another_kind_is_refused_before_a_run_is_planned(text, said):
-    with pytest.raises(SettingsError, match=said): fixed_params({**parse_settings(SMALL + f"[trainer]\nparams = {text}\n").trainer.params, "rounds": 5}, 1, 0)
+def test_a_value_of_another_kind_is_refused_before_a_run_is_planned(text, said, small_settings):
+    with pytest.raises(SettingsError, match=said): fixed_params({**parse_settings(small_settings + f"[trainer]\nparams = {text}\n").trainer.params, "rounds": 5}, 1, 0)
 
 
 def test_every_open_parameter_is_a_main_name_of_this_lightgbm():

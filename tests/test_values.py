@@ -39,34 +39,18 @@ def test_what_is_no_moment_in_utc_is_refused(text):
     with pytest.raises(UsageError, match="is not a moment in time"): parse_time(text)
 
 
-SMALL = """
-[workbench]
-name = flights
-[source]
-rows = airline.feed:rows
-key = flight_id
-time = event_time
-label = disrupted
-label_time = label_time
-[features]
-view = airline.feed:view
-[gates]
-margins = log_loss 0.01, auc 0.01
-"""
-
-
 @pytest.mark.parametrize(("line", "where"), [
     ("margins = log_loss nan", r"\[gates\] margins.log_loss"), ("margins = log_loss inf", r"\[gates\] margins.log_loss"),
     ("margins = log_loss 0.01, auc 0.01, log_loss 5", r"\[gates\] margins.*there twice: log_loss"), ("min_gain = inf", r"\[gates\] min_gain"),
     ("[run]\ntimeout_minutes = inf", r"\[run\] timeout_minutes"), ("[trainer]\nparams = learning_rate nan", r"\[trainer\] params.learning_rate"),
     ("[window]\nholdout_days = 1e9", r"\[window\] holdout_days"), ("[window]\ndays = inf", r"\[window\] days")])
-def test_a_number_that_no_run_can_use_is_refused_where_it_stands(line, where):
-    text = SMALL.replace("margins = log_loss 0.01, auc 0.01", line) if line.startswith("margins") else SMALL + line
+def test_a_number_that_no_run_can_use_is_refused_where_it_stands(line, where, small_settings):
+    text = small_settings.replace("margins = log_loss 0.01, auc 0.01", line) if line.startswith("margins") else small_settings + line
     with pytest.raises(SettingsError, match=where): parse_settings(text)
 
 
 @pytest.mark.parametrize("mark", [" # ", " ; ", "  # ", "\t#"])
-def test_a_comment_may_stand_behind_a_value_or_where_none_is_given(mark):
-    settings = parse_settings(SMALL.replace("name = flights", f"name = flights{mark}of 2013").replace("[source]", f"artifacts ={mark}a folder\n[source]"))
+def test_a_comment_may_stand_behind_a_value_or_where_none_is_given(mark, small_settings):
+    settings = parse_settings(small_settings.replace("name = flights", f"name = flights{mark}of 2013").replace("[source]", f"artifacts ={mark}a folder\n[source]"))
     assert (settings.workbench.name, settings.workbench.artifacts) == ("flights", "")
-    assert parse_settings(SMALL.replace("name = flights", "name = C#;1")).workbench.name == "C#;1"
+    assert parse_settings(small_settings.replace("name = flights", "name = C#;1")).workbench.name == "C#;1"

@@ -93,7 +93,8 @@ def init(
     "Make a workbench in a folder"
     from retrain_nb.services.workbench import furnish, open_workbench, place
     root, drafted = Path(args.dir).resolve(), None
-    if bool(args.demo) == bool(args.data): raise UsageError("init needs to know what the workbench is about.", "Try `retrain-nb init DIR --demo flights`, or `retrain-nb init DIR --data FILE --time COL --label COL`.")
+    if args.demo and args.data: raise UsageError("--demo and --data are two beginnings.", "Choose one of them.")
+    if not (args.demo or args.data): raise UsageError("init needs to know what the workbench is about.", "Try `retrain-nb init DIR --demo flights`, or `retrain-nb init DIR --data FILE --time COL --label COL`.")
     if args.demo: made = furnish(root, args.demo)
     else:
         from retrain_nb.services.founding import need_room
@@ -128,7 +129,7 @@ def cycle(
     book = open_here(args)
     if book.settings.ingest: # First, so that what came tonight is known at the moment that is asked about
         from retrain_nb.loop.ingest import take_declared
-        take_declared(book, datetime.now(UTC), who(), say)
+        with book.lock(): take_declared(book, datetime.now(UTC), who(), say) # Whoever comes second leaves at once
     done = turn(book, parse_time(args.now or datetime.now(UTC)), by=who(), say=say)
     code = broken(done) or EXIT_CODES[done["verdict"]]
     report = book.root/done["report"] if done["report"] else None

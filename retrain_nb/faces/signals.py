@@ -92,6 +92,7 @@ def skew(
     text = [f"{found.verdict.outcome} · {found.verdict.reason}", verdict_lines(as_json(found.verdict)), *(["", table(examples)] if examples else [])]
     return as_json(found), "\n".join(text), EXIT_CODES[found.verdict.outcome]
 
+# %% ../../nbs/faces/52b_signals.ipynb #8362db89
 COMMANDS = {"ingest": ingest, "serve": serve, "skew": skew}
 
 def _seconds(text:str) -> float:

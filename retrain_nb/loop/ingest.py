@@ -26,7 +26,7 @@ from sqlalchemy.engine import Connection
 from ..digest import canonical, digest
 from ..events import Refused, micros
 from ..mapping import Columns, declare
-from ..records import DataError, LockedError, RetrainError, UsageError, counted
+from ..records import DataError, LockedError, UsageError, counted
 from ..services.intake import CSV, PARQUET, Piece, Reader, Rows, check_types, in_chunks, in_columns, look, read_csv, read_json, read_parquet, read_query, rows_of, shown_url, unchanged
 from ..services.workbench import Workbench
 from ..stages.tabular import tabulate
@@ -222,7 +222,7 @@ def take_declared(
             sources = declared_sources(book, declared)
             if not sources: say(f"[ingest.{name}] no file matches {declared.files}")
             for source in sources: found.append(take(book, source, declared, now, by, say=say))
-        except RetrainError as e:
+        except (DataError, UsageError) as e: # A lock or a damaged ledger is no source that may be missing
             if declared.required: raise type(e)(f"[ingest.{name}] {e.cause}", f"{e.cure} Or `required = no`, if a cycle may do without.") from e
             say(f"[ingest.{name}] left out: {e.cause}")
     for taken in found:

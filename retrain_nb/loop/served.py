@@ -18,7 +18,6 @@ from ..settings import EVENTS
 from ..stages.features import FeatureView, derived
 from ..stages.signals import need_columns
 from ..stages.skew import Skew, skew
-from ..stores import database
 
 if TYPE_CHECKING: # Only names for the type checker
     import pandas as pd
@@ -30,8 +29,7 @@ def logged_features(
     start:datetime|None = None # Of the oldest prediction wanted, UTC
 ) -> "pd.DataFrame":           # The key, and each feature by its plain name
     "What the predictions were made from, as the service told it"
-    with database.reading(book.engine) as connection:
-        found = book.events.read(connection, "prediction", as_of, start=start, columns=["id", "features.*"])
+    found = book.ask(book.events.read, "prediction", as_of, start=start, columns=["id", "features.*"])
     if found.empty: raise DataError("no prediction came in with its features.", "Send them with `features.NAME` for each, or `features = *` in [ingest.NAME]; see the notebook 48_ingest.")
     names = {"id": book.settings.source.key} | {c: c.removeprefix("features.") for c in found.columns if c.startswith("features.")}
     return found[list(names)].rename(columns=names)

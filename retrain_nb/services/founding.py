@@ -226,7 +226,7 @@ def _looked_at(frame:"pd.DataFrame", parts:Parts, aim:Aim, now:datetime) -> tupl
     if odd := [name for name in (parts.key, parts.label) if name in told]: raise DataError(f"`{odd[0]}` {told[odd[0]][1].removeprefix('it ')}.", "A key is shown in reports, and a label in verdicts: name another column, or replace its values in the file.")
     columns = propose_columns(frame, parts, told)
     window = propose_window(frame[parts.time], frame[parts.label], frame[parts.label_time], aim.task, now)
-    end = parse_time(now) if window.anchor == "now" else min(parse_time(now), frame[parts.time].max().floor("D").to_pydatetime() + timedelta(days=1))
+    end = parse_time(window.end.to_pydatetime())
     cut, pick = end - timedelta(days=window.holdout_days), lambda role: [c.name for c in columns if c.role == role]
     leaks, rest = find_leaks(frame, parts, pick(MEASURED), pick(NAMES), (cut, end), now)
     found = propose(frame, parts, aim, now, {**leaks, **told})

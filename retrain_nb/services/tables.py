@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
+from .. import mapping
 from ..records import DataError, UsageError, counted
 
 if TYPE_CHECKING: # Only names for the type checker: importing this room must not load pandas
@@ -43,7 +44,7 @@ def _bytes(
     return data.removeprefix(codecs.BOM_UTF8)
 
 # %% ../../nbs/services/38c_tables.ipynb #2335b848
-SEPARATORS = (",", ";", "\t", "|")
+SEPARATORS = tuple(mapping.SEPARATORS.values())
 
 def _head(
     data:bytes,   # Of a CSV file
@@ -205,7 +206,7 @@ def _need(
         raise DataError(f"{file} has no column `{name}`.", f"Did you mean `{near[0]}`?" if near else f"Its columns are {', '.join(found)}."[:400])
 
 # %% ../../nbs/services/38c_tables.ipynb #8c3c9900
-UNITS = ("s", "ms", "us", "ns")
+UNITS = tuple(mapping.UNITS)
 
 def _refuse(
     bad:"pd.Series", # Flag for each row
@@ -361,7 +362,7 @@ def _cells(data:bytes, file:str) -> "tuple[dict[str, pd.Series], dict[str, Any],
     import pyarrow.compute as pc
     if data[:4] == b"PAR1": return _parquet(data, file), {}, [("format", "Parquet", "it begins with PAR1")]
     separator = separator_of(data)
-    named = {",": "comma", ";": "semicolon", "\t": "tab", "|": "pipe"}[separator]
+    named = next(name for name, sign in mapping.SEPARATORS.items() if sign == separator)
     said, table = [("format", f"CSV, {named}", "it cuts the header and the first rows into the same number of cells")], _csv(data, separator, file)
     number = rf"^\s*([+-]?\d+(,\d+)?|{'|'.join(map(re.escape, MISSING))})\s*$"
     comma = [n for n in table.column_names if separator != "," and pc.all(pc.match_substring_regex(table[n], number)).as_py() and pc.any(pc.match_substring_regex(table[n], r"\d,\d")).as_py()]

@@ -231,6 +231,7 @@ class Window:
     "Which rows judge, and how much is enough"
     holdout_days:int      # Length of the test
     anchor:str            # `now`, or `newest`: where it ends
+    end:Any               # That moment, a pandas one in UTC
     min_rows:int          # As in [gates]
     min_positives:int
     min_days:int
@@ -303,7 +304,7 @@ def propose_window(
     share, most = _open_share(due, label, end, days, median_slow[1])
     waits = f"half of the labels are known after {_days(median_slow[0])}, 95 % after {_days(median_slow[1])}" if median_slow[1] else "labels are known at once"
     least = f"half of what the newest test would hold: {rows:,} rows, {rare:,} to tell apart by, {counted(seen, 'day')}"
-    return Window(holdout_days=days, anchor=anchor, min_rows=_least(rows, 2_000), min_positives=_least(rare, 200), min_days=max(2, min(10, seen*2//3)),
+    return Window(holdout_days=days, anchor=anchor, end=end, min_rows=_least(rows, 2_000), min_positives=_least(rare, 200), min_days=max(2, min(10, seen*2//3)),
                   max_unlabelled=share, delay=median_slow, why=(("window", long), ("anchor", aged), ("label delay", waits), ("evidence", least), ("open labels", most)))
 
 # %% ../../nbs/stages/18_proposal.ipynb #eeec972d
