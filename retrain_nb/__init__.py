@@ -64,6 +64,7 @@ Modules:
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
 - `retrain_nb.stages.slices`: Better on the whole: but for whom is it worse?
+- `retrain_nb.stages.switch`: Another procedure would have done better for weeks. Is that skill, or luck that somebody waited for?
 - `retrain_nb.stages.tabular`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
