@@ -31,6 +31,7 @@ from ..services.execute import MARKER, REFUSAL, Execution, execute, progress
 from ..services.workbench import Workbench
 from ..stores import catalog, ledger, origin
 from ..stores.pages import check_parameters, page_code, read_cells, read_parameters
+from ..settings import MAIN
 from ..tasks import told
 from ..windows import iso, parse_time
 
@@ -41,7 +42,8 @@ def keep_origin(
     page:Path           # Its notebook
 ) -> dict[str, Any]:    # Digests of what was kept, and of the lock files, for `run.planned`
     "Keep what the recipe knows by digest"
-    packages, entries = canonical(origin.environment()), (book.settings.features.view, book.settings.source.rows)
+    views = dict.fromkeys([book.settings.features.view, *(p.view for p in book.settings.procedure.values() if p.view)])
+    packages, entries = canonical(origin.environment()), (*views, book.settings.source.rows)
     commit, dirty, changes = origin.repository(book.root, book.written)
     if (digest(packages), commit, dirty) != (recipe.environment, recipe.commit, recipe.dirty):
         raise DataError("the packages or the repository changed while this run was planned.", "Run it again once nobody writes there.")
@@ -84,15 +86,17 @@ def plan(
     page = page_path(book, name)
     declared = read_parameters(page)
     wanted = {k: v for k, v in check_parameters(declared, given).items() if k in given}
-    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "settings": book.freeze_policy(), "seed": book.settings.trainer.seed}
-    recipe, kept = None, dict[str, Any]()
+    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "seed": book.settings.trainer.seed}
+    house["procedure"] = str(wanted.get("procedure") or book.procedure) if "procedure" in declared else MAIN
+    one, recipe, kept = book.following(house["procedure"]), None, dict[str, Any]()
+    house["settings"] = (book if "record" in declared else one).freeze_policy() # A page that goes on from a record looks at all procedures
     if "snapshot" in declared:
         moment = parse_time(house["as_of"])
         rows = book.snapshots.describe(str(wanted["snapshot"])) if wanted.get("snapshot") else book.freeze(moment, datetime.now(UTC))
         house |= {"snapshot": rows.digest, "champion": wanted.get("champion") or (book.ask(catalog.champion) or {}).get("model", "")}
-        recipe = book.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])))
+        recipe = one.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])), house["procedure"])
         book.artifacts.put(canonical(as_json(recipe)), "recipe")
-        kept = keep_origin(book, recipe, page)
+        kept = keep_origin(book if "record" in declared else one, recipe, page)
     parameters = check_parameters(declared, {**{k: v for k, v in house.items() if k in declared}, **{k: v for k, v in wanted.items() if v != ""}})
     code = page_code(page)
     what = {"code": code, "parameters": {k: v for k, v in parameters.items() if k != "folder"}, "recipe": as_json(recipe)}
