@@ -659,6 +659,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'retrain_nb/services/figures.py'),
                                              'retrain_nb.services.figures.periods': ( 'services/figures.html#periods',
                                                                                       'retrain_nb/services/figures.py'),
+                                             'retrain_nb.services.figures.race': ( 'services/figures.html#race',
+                                                                                   'retrain_nb/services/figures.py'),
                                              'retrain_nb.services.figures.rail_colour': ( 'services/figures.html#rail_colour',
                                                                                           'retrain_nb/services/figures.py'),
                                              'retrain_nb.services.figures.rails': ( 'services/figures.html#rails',
