@@ -159,6 +159,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'retrain_nb.faces.daily.open_here': ('faces/daily.html#open_here', 'retrain_nb/faces/daily.py'),
                                         'retrain_nb.faces.daily.options': ('faces/daily.html#options', 'retrain_nb/faces/daily.py'),
                                         'retrain_nb.faces.daily.run': ('faces/daily.html#run', 'retrain_nb/faces/daily.py'),
+                                        'retrain_nb.faces.daily.standing': ('faces/daily.html#standing', 'retrain_nb/faces/daily.py'),
                                         'retrain_nb.faces.daily.status': ('faces/daily.html#status', 'retrain_nb/faces/daily.py'),
                                         'retrain_nb.faces.daily.who': ('faces/daily.html#who', 'retrain_nb/faces/daily.py')},
             'retrain_nb.faces.proofs': { 'retrain_nb.faces.proofs.checkpoint': ( 'faces/proofs.html#checkpoint',
