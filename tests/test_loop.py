@@ -349,7 +349,7 @@ def test_a_cycle_killed_between_run_and_decision_is_carried_on(parcels, capsys, 
     assert len(call(capsys, parcels, "status")[1]["runs"]) == runs
 
 
-def cycle_interrupted_at(kind, root, monkeypatch):
+def cycle_interrupted_at(kind, root, monkeypatch, now=APRIL):
     "Somebody presses Ctrl-C when an entry of this kind is to be written"
     from retrain_nb.services import workbench
     real = workbench._Pen.enter
@@ -357,7 +357,7 @@ def cycle_interrupted_at(kind, root, monkeypatch):
         if what == kind: raise KeyboardInterrupt
         return real(pen, what, key, body)
     monkeypatch.setattr(workbench._Pen, "enter", enter)
-    assert main(["cycle", "--now", APRIL, "--root", str(root)]) == 130
+    assert main(["cycle", "--now", now, "--root", str(root)]) == 130
     monkeypatch.undo()
 
 
