@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..digest import canonical, digest
-from ..records import PASS, DataError, Model, RetrainError, as_json, counted, from_json
+from ..records import PASS, DataError, Model, RetrainError, as_json, from_json
 from ..settings import MAIN, policy
 from ..stages.delays import label_delays
 from ..stages.features import align, encode, view_digest
