@@ -552,6 +552,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'retrain_nb.records.from_json': ('records.html#from_json', 'retrain_nb/records.py'),
                                     'retrain_nb.records.guard': ('records.html#guard', 'retrain_nb/records.py'),
                                     'retrain_nb.records.require': ('records.html#require', 'retrain_nb/records.py'),
+                                    'retrain_nb.records.trace_of': ('records.html#trace_of', 'retrain_nb/records.py'),
                                     'retrain_nb.records.verdict_table': ('records.html#verdict_table', 'retrain_nb/records.py')},
             'retrain_nb.services.execute': { 'retrain_nb.services.execute.Execution': ( 'services/execute.html#execution',
                                                                                         'retrain_nb/services/execute.py'),
