@@ -19,6 +19,7 @@ Modules:
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.deliver`: Who has to hear of what happened, and has not heard it yet?
 - `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
+- `retrain_nb.loop.holdout`: Which decisions have these test rows taken already, and at which level may they take one more?
 - `retrain_nb.loop.ingest`: Is all of it in, or nothing, and what became of each row?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
