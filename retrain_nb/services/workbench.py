@@ -477,7 +477,8 @@ def recipe(self:Workbench,
     as_of:datetime,    # UTC
     snapshot:Snapshot, # The rows
     champion:str,      # Digest of the model to compare with, or empty
-    seed:int           # The only source of randomness
+    seed:int,          # The only source of randomness
+    alpha:float|None=None # One-sided level of the decision; none is that of [gates]
 ) -> Recipe:
     "All that will determine the model"
     split, trainer, view = self.split(as_of, snapshot), self.settings.trainer, self.view
@@ -487,4 +488,4 @@ def recipe(self:Workbench,
         view=view.name, view_code=view_digest(view), train_start=iso(split.train.start), cut=iso(split.cut), end=iso(split.test.end),
         trainer=f"lightgbm {version('lightgbm')}", params=fixed_params({**trainer.params, "rounds": trainer.rounds}, trainer.threads, seed, self.settings.source.task),
         seed=seed, champion=champion, policy=digest(policy(self.settings)), environment=digest(origin.environment()),
-        code=origin.package_code(package), commit=commit, dirty=dirty)
+        code=origin.package_code(package), commit=commit, dirty=dirty, alpha=alpha)
