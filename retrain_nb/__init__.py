@@ -26,6 +26,7 @@ Modules:
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
 - `retrain_nb.loop.served`: Does the service show the model what training shows it?
 - `retrain_nb.loop.server`: When may a sender forget an event that it has sent?
+- `retrain_nb.loop.validate`: Does a second person, from the artifacts alone, come to the numbers that this run was judged by?
 - `retrain_nb.loop.validation`: Has somebody else looked at this candidate, and may it serve now?
 - `retrain_nb.mapping`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
