@@ -11,8 +11,8 @@ import pytest
 from retrain_nb import auditor
 from retrain_nb.digest import canonical
 from retrain_nb.faces.cli import main
-from retrain_nb.loop.validate import look_again
 from retrain_nb.loop.reproduce import recorded
+from retrain_nb.loop.validate import look_again
 from retrain_nb.notes import sign_envelope
 from retrain_nb.records import PASS
 from retrain_nb.services.attestation import PAYLOAD
