@@ -37,9 +37,11 @@ Modules:
 - `retrain_nb.services.attestation`: Who has looked at this model a second time, and what did they find?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.footprint`: How large is this model, how long does an answer take, and what does it do to the process that serves it?
 - `retrain_nb.services.founding`: A workbench for rows that nobody here has seen: what would its files say?
 - `retrain_nb.services.intake`: How does a file of somebody else become events, and what is said about each row that does not?
 - `retrain_nb.services.openlineage`: What may a catalog of other people's hear of a run?
+- `retrain_nb.services.plan`: What will be asked of a candidate that nobody has seen yet, and what does it answer?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
@@ -50,6 +52,7 @@ Modules:
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.backtest`: Had we retrained like this all last year, how would it have gone?
+- `retrain_nb.stages.behaviour`: Good on the average. Does it also behave?
 - `retrain_nb.stages.budget`: How often may the same test rows decide, and how sure must each decision be?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?
