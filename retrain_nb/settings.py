@@ -182,6 +182,8 @@ class GatesSection(GatePlan):
 class ChampionSection(Section):
     "[champion]: who may serve"
     bootstrap:Literal["gated", "refuse"] = "refuse" # `gated`: a first champion may serve once it beats the base rate
+    validation:Literal["no", "required"] = "no" # `required`: a candidate that passed waits until somebody else came to the same numbers
+    validators:str = ""                      # File with the public keys of those who may, relative to the root; a line each, as in `authorized_keys`
 
 # %% ../nbs/03_settings.ipynb #816051e0
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -261,6 +263,10 @@ class Settings(Section):
     def _columns_differ(self):
         names = [self.source.key, self.source.time, self.source.label, self.source.label_time]
         if len(set(names)) < 4: raise ValueError("[source] key, time, label and label_time must name four different columns")
+        return self
+    @model_validator(mode="after")
+    def _somebody_may_validate(self):
+        if self.champion.validation == "required" and not self.champion.validators: raise ValueError("[champion] validation is required, and `validators` names no file of keys that may")
         return self
     @model_validator(mode="after")
     def _margins_are_measured(self):
