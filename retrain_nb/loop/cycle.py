@@ -21,15 +21,16 @@ from typing import Any
 from ..digest import canonical, digest, short
 from . import custody
 from .runs import mark_lost, page_path, plan, publish, published, run_page, tell_others
+from .validation import validated, waiting
 from ..promises import check_version, parse_contract
-from ..records import INSUFFICIENT, PASS, LockedError, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
+from ..records import INSUFFICIENT, PASS, LockedError, Refusal, RetrainError, UsageError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
 from ..services.workbench import Workbench
 from ..settings import MAIN, policy
 from ..stages.features import view_digest
 from ..stores import catalog, ledger
 from ..stores.pages import page_code
-from ..windows import iso
+from ..windows import iso, parse_time
 
 # %% ../../nbs/loop/43_cycle.ipynb #6584beaa
 def cycle_key(
@@ -47,7 +48,7 @@ def cycle_key(
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     "What a cycle does, and why"
-    did:str         # `bootstrap`, `refresh`, `switch`, `kept`, `nothing new` or `interrupted`
+    did:str         # `bootstrap`, `refresh`, `switch`, `kept`, `waits`, `nothing new` or `interrupted`
     verdict:Verdict # What it rests on
     sentence:str    # For people
 
@@ -72,6 +73,21 @@ def decide(
     did = "refresh" if champion else "bootstrap"
     over = f"in place of {short(champion['model'])}" if champion else "as the first champion, allowed by [champion] bootstrap = gated"
     return Decision(did=did, verdict=verdict, sentence=f"The candidate {short(run['model'])} serves from now on, {over}.")
+
+# %% ../../nbs/loop/43_cycle.ipynb #d1c3b6cb
+def _seen_twice(
+    book:Workbench,                # Where
+    run:dict[str, Any],            # As the catalog has it
+    champion:dict[str, Any]|None,  # Who serves now
+    decision:Decision              # What the gates came to
+) -> Decision:                     # The same, `waits`, or `kept`
+    "Let a candidate serve only once a second person has validated it, if that is required"
+    if decision.did not in ("bootstrap", "refresh") or book.settings.champion.validation != "required": return decision
+    verdict = combine(decision.verdict.name, [decision.verdict, found := validated(book, run)])
+    if verdict.outcome == PASS: return replace(decision, verdict=verdict)
+    keeps = f"champion {short(champion['model'])} keeps serving" if champion else "nothing serves yet"
+    if found.outcome != INSUFFICIENT: return Decision(did="kept", verdict=verdict, sentence=f"The candidate passed its gates and did not stand a second look: {found.reason}; {keeps}.")
+    return Decision(did="waits", verdict=verdict, sentence=f"The candidate {short(run['model'])} passed its gates and waits for validation; {keeps}.")
 
 # %% ../../nbs/loop/43_cycle.ipynb #049248aa
 def _vetted(
@@ -117,7 +133,7 @@ def _entries(
     champion:dict[str, Any]|None, # Who served before
     decision:Decision,            # What was decided
     by:str                        # Who asked
-) -> dict[str, dict[str, Any]]:   # Kind of entry to body; none if the cycle was interrupted and is to be asked again
+) -> dict[str, dict[str, Any]]:   # Kind of entry to body; none if the cycle was interrupted; one that waits has no end yet either, and is asked again
     "What a decision does to the champion, and that the cycle is over"
     before, serves = champion["model"] if champion else "", decision.did in SERVES
     shared = {"run": run.get("run", ""), "as_of": iso(as_of), "verdict": as_json(decision.verdict)}
@@ -126,7 +142,8 @@ def _entries(
     if serves: what["champion.set"] = {**shared, "reason": decision.sentence, "model": run["model"], "snapshot": run["parameters"]["snapshot"],
                                        "previous": before, "decision": decision.did, "by": by, **({"procedure": follows} if follows != MAIN or decision.did == "switch" else {})}
     elif decision.did == "kept": what["champion.kept"] = {**shared, "reason": decision.sentence, "model": before}
-    if decision.did != "interrupted":
+    elif decision.did == "waits": what["champion.waits"] = {**shared, "reason": decision.sentence, "model": run["model"], "previous": before, "cycle": key}
+    if decision.did not in ("interrupted", "waits"):
         what["cycle.ended"] = {**shared, "cycle": key, "outcome": decision.verdict.outcome, "champion": run["model"] if serves else before,
                                "did": decision.did, "sentence": decision.sentence}
     return what
@@ -137,8 +154,8 @@ def _settle(
     entries:dict[str, dict[str, Any]] # What `_entries` gave
 ) -> None:
     "Enter all of it, or nothing"
-    part = {"cycle.ended": "ended", "shadows.ended": "shadows"}
-    book.append_all([(kind, f"{key}:{part.get(kind, 'champion')}", body) for kind, body in entries.items()], datetime.now(UTC))
+    last = {"cycle.ended": "ended", "champion.waits": "waits", "shadows.ended": "shadows"}
+    book.append_all([(kind, f"{key}:{last.get(kind, 'champion')}", body) for kind, body in entries.items()], datetime.now(UTC))
 
 # %% ../../nbs/loop/43_cycle.ipynb #1e3e8bc6
 def untold(
@@ -196,21 +213,23 @@ def turn_of(
 def _teaches(run:dict[str, Any]) -> bool: # Whether the rows may teach at all: a candidate came out, or only this procedure's window was refused
     return bool(run["model"]) or (run["verdict"] or {}).get("name") == "split"
 
-def _shade(book:Workbench, snapshot:str, as_of:datetime, key:str, say:Callable[[str], None]) -> dict[str, Any]:
-    "The run of the page `shadows`"
+def _shade(book:Workbench, snapshot:str, run:dict[str, Any], as_of:datetime, key:str, say:Callable[[str], None]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    "The run of the page `shadows`, and what the ledger is to be told of it; a cycle whose candidate waits has told it already"
     from retrain_nb.services.shadows import procedures
+    if before := book.ask(ledger.find_key, f"{key}:shadows"): return book.ask(catalog.run, before.body["run"]), {}
     whats, told, follows = procedures(book), [e.body for e in book.ask(ledger.entries, kind="shadows.ended")], book.procedure
     record = book.artifacts.put(canonical(shadow_record(told, follows, whats)), "record")
     train, waits = turn_of(told, [name for name in whats if name != follows], book.settings.shadows.budget_s)
     if waits: say(f"{', '.join(waits)}: no shadow in this cycle, as [shadows] budget_s is {book.settings.shadows.budget_s:g}; it comes first in the next")
-    return run_page(book, plan(book, "shadows", {"snapshot": snapshot, "record": record, "train": " ".join(train), "procedure": follows}, as_of), key, say)
+    shade = run_page(book, plan(book, "shadows", {"snapshot": snapshot, "record": record, "train": " ".join(train), "procedure": follows}, as_of), key, say)
+    return shade, _shadow_entry(book, run, shade, key, as_of)
 
 def _shadow_entry(book:Workbench, run:dict[str, Any], shade:dict[str, Any], key:str, as_of:datetime) -> dict[str, dict[str, Any]]:
     "What the ledger is told of the shadows; nothing if their page did not come to its end"
     from retrain_nb.services.shadows import procedures
     if shade["state"] != "ok": return {}
     left, follows, whats = json.loads(book.artifacts.get(shade["record"])), book.procedure, procedures(book)
-    own = [{"procedure": follows, "model": run["model"], "what": whats[follows]}] if run["model"] else []
+    own = [{"procedure": follows, "model": run["model"], "what": whats[follows]}] if run.get("model") else []
     cut = json.loads(book.artifacts.get(shade["recipe"]))["cut"]
     waits = [name for name in whats if name != follows and name not in left["cpu"]]
     return {"shadows.ended": {"run": shade["run"], "cycle": key, "as_of": iso(as_of), "cut": cut, "procedure": follows, "shadows": own + left["shadows"], "waiting": waits,
@@ -224,12 +243,58 @@ def _switched(book:Workbench, snapshot:str, run:dict[str, Any], champion:dict[st
     name = winner(from_json(Verdict, shade["verdict"])) if shade["state"] == "ok" and shade["verdict"] and champion else ""
     if not name: return run, decision
     say(f"`{name}` has earned the place of `{book.procedure}`; its candidate is trained and judged")
-    other = run_page(book, plan(book, "retrain", {"snapshot": snapshot, "procedure": name}, as_of), key, say)
-    evidence, found = from_json(Verdict, shade["verdict"]), _vetted(book, other, champion, decide(other, champion, book.settings.champion.bootstrap))
-    if found.did != "refresh": return run, replace(decision, sentence=f"{decision.sentence} Procedure `{name}` did not take over: {found.verdict.reason}.")
+    other, found = _candidate(book, snapshot, as_of, key, champion, say, name)
+    proved = _proved(book, name, from_json(Verdict, shade["verdict"]), found)
+    if found.did in ("refresh", "waits"): return other, proved
+    return run, replace(decision, sentence=f"{decision.sentence} Procedure `{name}` did not take over: {found.verdict.reason}.")
+
+def _proved(book:Workbench, name:str, evidence:Verdict, found:Decision) -> Decision:
+    "A decision to serve the candidate of another procedure, with the evidence for it"
+    if found.did != "refresh": return found
     proof = replace(evidence, parts=tuple(v for v in evidence.parts if v.name == name))
     told = f"{found.sentence[:-1]}: procedure `{name}` takes over from `{book.procedure}`, as {evidence.reason}."
-    return other, Decision(did="switch", verdict=combine("switch", [proof, found.verdict]), sentence=told)
+    return Decision(did="switch", verdict=combine("switch", [proof, found.verdict]), sentence=told)
+
+# %% ../../nbs/loop/43_cycle.ipynb #941f3830
+def _candidate(
+    book:Workbench,               # Its lock is held by the caller
+    snapshot:str,                 # Digest of the rows
+    as_of:datetime, key:str,      # Of the cycle
+    champion:dict[str, Any]|None, # Who serves now
+    say:Callable[[str], None],    # Hears of progress
+    procedure:str=""              # To follow; empty is the champion's
+) -> tuple[dict[str, Any], Decision]: # The run, empty if there was none; what its gates came to
+    "Train a candidate and have it judged, if there are rows to judge it by"
+    keeps = f"champion {short(champion['model'])} keeps serving" if champion else "nothing serves yet"
+    try: planned = plan(book, "retrain", {"snapshot": snapshot, **({"procedure": procedure} if procedure else {})}, as_of)
+    except Refusal as e: return {}, Decision(did="kept", verdict=e.verdict, sentence=f"Nothing was trained, as nothing could be decided; {keeps}.")
+    if book.settings.holdout and not planned.holdout:
+        raise UsageError("the page `retrain` of this workbench takes no `alpha`, which [holdout] sets.", "Take the page that came with this version: remove the old one, and run `retrain-nb init` here again.")
+    run = run_page(book, planned, key, say)
+    return run, _judged(book, run, champion)
+
+def _judged(book:Workbench, run:dict[str, Any], champion:dict[str, Any]|None) -> Decision:
+    "Its gates, its start in a throw-away process, and where it is required a second person"
+    return _seen_twice(book, run, champion, _vetted(book, run, champion, decide(run, champion, book.settings.champion.bootstrap)))
+
+# %% ../../nbs/loop/43_cycle.ipynb #248ce4b4
+def _release(
+    book:Workbench,           # Its lock is held by the caller
+    by:str,                   # Who asks
+    say:Callable[[str], None] # Hears of progress
+) -> str:                     # Key of the cycle that came to its end by this; empty if none did
+    "Go on with the cycle whose candidate has waited"
+    if (waits := waiting(book)) is None: return ""
+    run, champion = book.ask(catalog.run, waits["run"]), book.ask(catalog.champion)
+    decision, shade = _judged(book, run, champion), book.ask(ledger.find_key, f"{waits['cycle']}:shadows")
+    if decision.did == "waits": return ""
+    name = run["parameters"].get("procedure", MAIN)
+    if shade and name != book.procedure: decision = _proved(book, name, from_json(Verdict, shade.body["verdict"]), decision)
+    _settle(book, waits["cycle"], _entries(waits["cycle"], parse_time(waits["as_of"]), run, champion, decision, by))
+    publish(book, run["run"], as_json(decision), say)
+    return str(waits["cycle"])
+
+
 
 # %% ../../nbs/loop/43_cycle.ipynb #fb257f40
 def cycle(
@@ -240,12 +305,13 @@ def cycle(
 ) -> dict[str, Any]:  # `as_of`, `verdict`, `reasons`, `run`, `did`, `sentence`, `champion`, `report`, `state`, `cause`, `new`
     "One turn of the loop"
     key = cycle_key(book, as_of)
-    if (done := book.ask(catalog.cycle, key)) and not untold(book): return answer(book, done, new=False)
+    if (done := book.ask(catalog.cycle, key)) and not untold(book) and not waiting(book): return answer(book, done, new=False)
     with book.lock():
         _ask_witness(book, say)
         if lost := mark_lost(book): say(f"closed {counted(len(lost), 'run')} whose process had died: {', '.join(lost)}")
         _catch_up(book, key, say)
-        if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False)
+        released = _release(book, by, say)
+        if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=released == key)
         with suppress(LockedError): book.seal_events(datetime.now(UTC)) # If somebody else seals them, they are sealed
         say("reading the source and freezing what was known")
         snapshot, champion, run, ran = book.freeze(as_of, datetime.now(UTC)), book.ask(catalog.champion), dict[str, Any](), list[str]()
@@ -256,15 +322,15 @@ def cycle(
         elif (moved := contract_moved(book, champion)).outcome != PASS:
             decision = Decision(did="kept", verdict=moved, sentence=f"Nothing was trained: the contract changed and its version does not say so; champion {short(champion['model'])} keeps serving.")
         else:
-            run = run_page(book, plan(book, "retrain", {"snapshot": snapshot.digest}, as_of), key, say)
-            decision, ran = _vetted(book, run, champion, decide(run, champion, book.settings.champion.bootstrap)), [run["run"]]
-            if decision.did != "interrupted" and book.settings.procedure and _teaches(run):
-                shade = _shade(book, snapshot.digest, as_of, key, say)
-                told, ran = _shadow_entry(book, run, shade, key, as_of), [*ran, shade["run"]]
+            run, decision = _candidate(book, snapshot.digest, as_of, key, champion, say)
+            if book.settings.procedure and decision.did != "interrupted" and (not run or _teaches(run)):
+                shade, told = _shade(book, snapshot.digest, run, as_of, key, say)
+                ran = [run["run"] if run else "", shade["run"]]
                 run, decision = _switched(book, snapshot.digest, run, champion, decision, shade, key, as_of, say)
-                ran = [*ran, run["run"]]
         _settle(book, key, {**told, **_entries(key, as_of, run, champion, decision, by)})
-        for one in dict.fromkeys(ran): publish(book, one, _part(book.ask(catalog.run, one), {**as_json(decision), "run": run["run"]}), say)
+        for one in dict.fromkeys(name for name in [*ran, run.get("run", "")] if name):
+            if decision.did == "waits" and published(book, one): continue
+            publish(book, one, _part(book.ask(catalog.run, one), {**as_json(decision), "run": run.get("run", "")}), say)
         tell_others(book, say)
     done = book.ask(catalog.cycle, key) or {"as_of": iso(as_of), "outcome": decision.verdict.outcome, "verdict": as_json(decision.verdict),
                                            "run": run.get("run", ""), "did": decision.did, "sentence": decision.sentence}
