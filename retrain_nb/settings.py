@@ -243,6 +243,8 @@ def _ladder(text:str) -> str:
     return text
 Ladder = Annotated[str, AfterValidator(_ladder)] # What `steps` reads
 
+
+# %% ../nbs/03_settings.ipynb #5e771265
 class Settings(Section):
     "All of `settings.ini`"
     workbench:WorkbenchSection
