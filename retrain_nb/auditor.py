@@ -624,14 +624,12 @@ def _check_parts(ledger:Ledger, store:Path, seq:int, digest:str, seen:set[str]) 
 # %% ../nbs/07_auditor.ipynb #c3b3f12b
 STATEMENT, SLSA, INTOTO = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1", "application/vnd.in-toto+json"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1" # What a validation says, signed by a key that is not the ledger's
-
 def pae(
     kind:str,     # Type of the payload
     payload:bytes # What the envelope carries
 ) -> bytes:
     "The bytes that a DSSE signature is made over"
     return b"DSSEv1 %d %b %d %b" % (len(kind.encode()), kind.encode(), len(payload), payload)
-
 def provenance_fault(
     data:bytes, # The envelope
     model:Any,  # Digest of the model that it must be about
