@@ -51,6 +51,7 @@ Modules:
 - `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
+- `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.backtest`: Had we retrained like this all last year, how would it have gone?
 - `retrain_nb.stages.behaviour`: Good on the average. Does it also behave?
 - `retrain_nb.stages.budget`: How often may the same test rows decide, and how sure must each decision be?

@@ -8,10 +8,11 @@ and the nearest known name. A folder with a `settings.ini` is a workbench, found
 
 # %% auto #0
 __all__ = ['Pairs', 'Tuned', 'Margins', 'Entry', 'EVENTS', 'Slices', 'Names', 'Leeway', 'PLACES', 'MAIN', 'SECONDS', 'STEP',
-           'POLICY', 'LATER', 'Section', 'WorkbenchSection', 'SourceSection', 'FeaturesSection', 'WindowSection',
-           'TrainerSection', 'HoldoutSection', 'GatePlan', 'GatesSection', 'ChampionSection', 'ProcedureSection',
-           'ShadowsSection', 'Step', 'steps', 'RunSection', 'LedgerSection', 'TrackingSection', 'LineageSection',
-           'Settings', 'parse_settings', 'follow', 'find_root', 'load_settings', 'policy']
+           'Ladder', 'ProcedureName', 'POLICY', 'LATER', 'Section', 'WorkbenchSection', 'SourceSection',
+           'FeaturesSection', 'WindowSection', 'TrainerSection', 'HoldoutSection', 'GatePlan', 'GatesSection',
+           'ChampionSection', 'ProcedureSection', 'ShadowsSection', 'Step', 'steps', 'RunSection', 'LedgerSection',
+           'TrackingSection', 'LineageSection', 'Settings', 'parse_settings', 'follow', 'find_root', 'load_settings',
+           'policy']
 
 # %% ../nbs/03_settings.ipynb #e57afe2e
 import configparser
@@ -273,7 +274,7 @@ def _other(name:str) -> str:
     return name
 ProcedureName = Annotated[str, AfterValidator(_other)] # Such as `sliding`
 
-<<<<<<< /tmp/tmp6arnra74
+# %% ../nbs/03_settings.ipynb #5e771265
 class Settings(Section):
     "All of `settings.ini`"
     workbench:WorkbenchSection
@@ -290,79 +291,6 @@ class Settings(Section):
     lineage:LineageSection = LineageSection()
     shadows:ShadowsSection = ShadowsSection()
     procedure:dict[ProcedureName, ProcedureSection] = {} # [procedure.NAME]
-    ingest:dict[Annotated[str, Field(pattern="^[a-z0-9_-]+$")], Columns] = {} # [ingest.NAME]: what the columns of others are, for each of them
-    signals:dict[str, Ladder] = {} # [signals]: one line for each, its name in small letters
-    @model_validator(mode="after")
-    def _columns_differ(self):
-        names = [self.source.key, self.source.time, self.source.label, self.source.label_time]
-        if len(set(names)) < 4: raise ValueError("[source] key, time, label and label_time must name four different columns")
-        return self
-    @model_validator(mode="after")
-    def _somebody_may_validate(self):
-        if self.champion.validation == "required" and not self.champion.validators: raise ValueError("[champion] validation is required, and `validators` names no file of keys that may")
-        return self
-    @model_validator(mode="after")
-    def _margins_are_measured(self):
-        gates, task = self.gates, self.source.task
-        known = (*TASKS[task].metrics, *["cost"]*bool(gates.cost))
-        odd = [(k, m) for k, names in (("margins", gates.margins), ("goal", [gates.goal] if gates.goal else [])) for m in names if m not in known]
-        if odd: raise ValueError(f"[gates] {odd[0][0]}: `{odd[0][1]}` is not measured where [source] task is {task}; measured are {', '.join(known)}")
-        if gates.groups and task != "binary": raise ValueError(f"[gates] groups: rates of groups need [source] task binary, not {task}")
-        if "squared_error" in gates.calibration and task == "regression": raise ValueError("[gates] calibration: of a number there are slope and intercept, and no squared_error")
-        return self
-||||||| /tmp/tmpd2jn7ng8
-class Settings(Section):
-    "All of `settings.ini`"
-    workbench:WorkbenchSection
-    source:SourceSection
-    features:FeaturesSection
-    window:WindowSection = WindowSection()
-    trainer:TrainerSection = TrainerSection()
-    gates:GatesSection
-    champion:ChampionSection = ChampionSection()
-    holdout:HoldoutSection|None = None # No section, no budget
-    run:RunSection = RunSection()
-    ledger:LedgerSection = LedgerSection()
-    tracking:TrackingSection = TrackingSection()
-    lineage:LineageSection = LineageSection()
-    ingest:dict[Annotated[str, Field(pattern="^[a-z0-9_-]+$")], Columns] = {} # [ingest.NAME]: what the columns of others are, for each of them
-    signals:dict[str, Ladder] = {} # [signals]: one line for each, its name in small letters
-    @model_validator(mode="after")
-    def _columns_differ(self):
-        names = [self.source.key, self.source.time, self.source.label, self.source.label_time]
-        if len(set(names)) < 4: raise ValueError("[source] key, time, label and label_time must name four different columns")
-        return self
-    @model_validator(mode="after")
-    def _somebody_may_validate(self):
-        if self.champion.validation == "required" and not self.champion.validators: raise ValueError("[champion] validation is required, and `validators` names no file of keys that may")
-        return self
-    @model_validator(mode="after")
-    def _margins_are_measured(self):
-        gates, task = self.gates, self.source.task
-        known = (*TASKS[task].metrics, *["cost"]*bool(gates.cost))
-        odd = [(k, m) for k, names in (("margins", gates.margins), ("goal", [gates.goal] if gates.goal else [])) for m in names if m not in known]
-        if odd: raise ValueError(f"[gates] {odd[0][0]}: `{odd[0][1]}` is not measured where [source] task is {task}; measured are {', '.join(known)}")
-        if gates.groups and task != "binary": raise ValueError(f"[gates] groups: rates of groups need [source] task binary, not {task}")
-        if "squared_error" in gates.calibration and task == "regression": raise ValueError("[gates] calibration: of a number there are slope and intercept, and no squared_error")
-        return self
-=======
->>>>>>> /tmp/tmp479kjwf2
-
-# %% ../nbs/03_settings.ipynb #5e771265
-class Settings(Section):
-    "All of `settings.ini`"
-    workbench:WorkbenchSection
-    source:SourceSection
-    features:FeaturesSection
-    window:WindowSection = WindowSection()
-    trainer:TrainerSection = TrainerSection()
-    gates:GatesSection
-    champion:ChampionSection = ChampionSection()
-    holdout:HoldoutSection|None = None # No section, no budget
-    run:RunSection = RunSection()
-    ledger:LedgerSection = LedgerSection()
-    tracking:TrackingSection = TrackingSection()
-    lineage:LineageSection = LineageSection()
     ingest:dict[Annotated[str, Field(pattern="^[a-z0-9_-]+$")], Columns] = {} # [ingest.NAME]: what the columns of others are, for each of them
     signals:dict[str, Ladder] = {} # [signals]: one line for each, its name in small letters
     @model_validator(mode="after")

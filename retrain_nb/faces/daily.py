@@ -144,12 +144,16 @@ def run(
 ) -> Answer:
     "Execute one run notebook as a recorded run"
     not_now(args)
+    from retrain_nb.loop.cycle import catch_up, untold
     from retrain_nb.loop.runs import mark_lost, plan, publish, published, run_page, tell_others
     from retrain_nb.windows import parse_time
     book = open_here(args)
     with book.lock():
         mark_lost(book)
-        done = run_page(book, plan(book, args.page, dict(args.parameters or []), parse_time(args.now or datetime.now(UTC))), say=say)
+        planned = plan(book, args.page, dict(args.parameters or []), parse_time(args.now or datetime.now(UTC)))
+        left = [r for r in untold(book) if r["cycle"] or r["run"] != planned.run] # By whoever was killed before the report was written
+        if left: catch_up(book, None, say)
+        done = run_page(book, planned, say=say)
         told = bool(done["cycle"]) or published(book, done["run"]) # A cycle publishes its own runs, now or at its next turn
         if not told: publish(book, done["run"], {"did": "run", "sentence": "Run by hand; the champion stays as it is."}, say)
         tell_others(book, say)
