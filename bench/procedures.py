@@ -61,7 +61,7 @@ def periods(stream: Stream) -> Iterator[tuple[list[Scored], dict[str, float], in
             split = split_at(ends[i + 1], ends[0], rule, days, (ends[i + 1] - ends[i])/timedelta(days=1)) # type: ignore[arg-type]
             taught = split.teaches(stream.when).to_numpy()
             try: models[name] = train(stream.X[taught], stream.y[taught], params)
-            except DataError: pass # One class: the procedure goes on with the model that it has
+            except DataError: models.setdefault(name, models["expanding"]) # One class: the procedure goes on with the model that it has
         models.setdefault("never", models["expanding"]) # Which has seen every class first
         found = pd.DataFrame({name: losses(stream, model, test) for name, model in models.items()})
         days = found.groupby(stream.when[test].dt.floor("D").to_numpy())

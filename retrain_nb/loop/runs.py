@@ -89,9 +89,10 @@ def plan(
     wanted = {k: v for k, v in check_parameters(declared, given).items() if k in given}
     house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "seed": book.settings.trainer.seed}
     house["procedure"] = str(wanted.get("procedure") or book.procedure) if "procedure" in declared else MAIN
-    one, recipe, kept, looks = book.following(house["procedure"]), None, dict[str, Any](), dict[str, Any]()
-    whose:Any = book if "record" in declared else one # A page that goes on from a record looks at all procedures
-    house["settings"] = whose.freeze_policy()
+    one:Workbench = book.following(house["procedure"])
+    recipe, kept, looks = None, dict[str, Any](), dict[str, Any]()
+    looked:Workbench = book if "record" in declared else one # A page that goes on from a record looks at all procedures
+    house["settings"] = looked.freeze_policy()
     if wanted.get("alpha"): raise UsageError("nobody chooses the level of one decision.", "Section [holdout] of settings.ini says for how many an alpha has to last.")
     if "snapshot" in declared:
         moment = parse_time(house["as_of"])
@@ -106,7 +107,7 @@ def plan(
         recipe, parameters = replace(recipe, alpha=alpha), {**parameters, "alpha": alpha or 0.0}
     if recipe:
         book.artifacts.put(canonical(as_json(recipe)), "recipe")
-        kept = keep_origin(whose, recipe, page)
+        kept = keep_origin(looked, recipe, page)
     return Plan(f"{name}-{short(what())}", page, parameters, recipe, code, kept, looks)
 
 # %% ../../nbs/loop/42_runs.ipynb #b296bfbb
