@@ -161,6 +161,7 @@ def trees(self:Session,
     base = self.base(taught)
     return base.booster if base else ""
 
+# %% ../../nbs/services/36_session.ipynb #40aaf4ab
 @patch
 def rival(self:Session,
     taught:pd.DataFrame, # Training rows

@@ -82,6 +82,7 @@ def shadow(
     return Model(booster=booster, view=one.book.view.name, encoding=one.encoding(taught), target=one.label, cut=one.recipe.cut, canary=canary(booster),
                  task=one.task, classes=class_list(label, one.task))
 
+# %% ../../nbs/services/36b_shadows.ipynb #b7903a4f
 def train_shadows(
     run:Any,              # The session of the page
     book:Any,             # Its workbench, with all procedures
@@ -124,6 +125,7 @@ def rows_since(
     ripe = known.groupby(days).transform("mean") >= 1 - run.gates.max_unlabelled if len(since) else known
     return since[known & ripe], days[known & ripe], int((~(known & ripe)).sum())
 
+# %% ../../nbs/services/36b_shadows.ipynb #41ae7530
 def losses_of(
     book:Any,           # A workbench that follows the procedure
     model:Model,        # Its model
@@ -138,6 +140,7 @@ def losses_of(
     if not np.isfinite(found).all(): raise DataError("a score is missing or infinite.", "Look at its features.")
     return found
 
+# %% ../../nbs/services/36b_shadows.ipynb #e620bd0f
 def score_shadows(
     run:Any,                # The session of the page
     book:Any,               # Its workbench, with all procedures
