@@ -1744,6 +1744,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'retrain_nb.stages.paired.diebold_mariano': ( 'stages/paired.html#diebold_mariano',
                                                                                         'retrain_nb/stages/paired.py'),
                                           'retrain_nb.stages.paired.family': ('stages/paired.html#family', 'retrain_nb/stages/paired.py'),
+                                          'retrain_nb.stages.paired.folds_mean': ( 'stages/paired.html#folds_mean',
+                                                                                   'retrain_nb/stages/paired.py'),
                                           'retrain_nb.stages.paired.hac_mean': ( 'stages/paired.html#hac_mean',
                                                                                  'retrain_nb/stages/paired.py'),
                                           'retrain_nb.stages.paired.holm': ('stages/paired.html#holm', 'retrain_nb/stages/paired.py'),

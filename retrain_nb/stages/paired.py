@@ -9,7 +9,8 @@ same seed gives the same interval, and that where there is no evidence there is 
 
 # %% auto #0
 __all__ = ['detectable', 'paired_mean', 'rows_needed', 'rmse_change', 'resampled', 'bca', 'paired_bca', 'paired_bootstrap',
-           'hac_mean', 'diebold_mariano', 'block_length', 'block_mean', 'holm', 'max_t', 'Family', 'family']
+           'hac_mean', 'diebold_mariano', 'block_length', 'block_mean', 'folds_mean', 'holm', 'max_t', 'Family',
+           'family']
 
 # %% ../../nbs/stages/13b_paired.ipynb #017ccdad
 import math
@@ -283,6 +284,21 @@ def block_mean(
     value, error, t = float(d.mean()), float(found.std())*(k/(k - 1))**0.5, float(stdtrit(k - 1, (1 + level)/2))
     return Estimate(value=value, low=value - t*error, high=value + t*error, n=len(d), clusters=k, level=level, detectable=detectable(error, t, k - 1),
                     method=f"stretches of {size} on a circle, {draws:,} resamples, approximate")
+
+# %% ../../nbs/stages/13b_paired.ipynb #dca6461e
+def folds_mean(
+    d:np.ndarray,     # (k,) mean differences, one for each fold
+    ratio:float,      # Test rows of a fold by its training rows
+    level:float=0.9   # Coverage of the two-sided interval, approximate
+) -> Estimate|None:   # None below two folds
+    "The mean over folds whose training rows overlap"
+    from scipy.special import stdtrit
+    d = _differences(d)
+    k = len(d)
+    if not ratio >= 0: raise UsageError(f"{ratio} test rows for each training row.", "Give the number of test rows by that of training rows, 0 or more.")
+    if k < 2: return None
+    value, error, t = float(d.mean()), float((1/k + ratio)*d.var(ddof=1))**0.5, float(stdtrit(k - 1, (1 + level)/2))
+    return Estimate(value=value, low=value - t*error, high=value + t*error, n=k, clusters=k, level=level, method=f"{k} folds that share training rows, approximate", detectable=detectable(error, t, k - 1))
 
 # %% ../../nbs/stages/13b_paired.ipynb #44c200ce
 def holm(
