@@ -46,6 +46,7 @@ Modules:
 - `retrain_nb.services.workbench`: Where are the stores that the settings name, and what is the recipe of the next model?
 - `retrain_nb.settings`: What did the people who own this workbench decide?
 - `retrain_nb.stages.backtest`: Had we retrained like this all last year, how would it have gone?
+- `retrain_nb.stages.behaviour`: Good on the average. Does it also behave?
 - `retrain_nb.stages.budget`: How often may the same test rows decide, and how sure must each decision be?
 - `retrain_nb.stages.contract`: May a model learn from these rows at all?
 - `retrain_nb.stages.delays`: How long does a label take, and does that depend on what it says?

@@ -8,12 +8,14 @@ Promises that `from_json(kind, as_json(record)) == record`, and that a verdict w
 
 # %% auto #0
 __all__ = ['PASS', 'FAIL', 'INSUFFICIENT', 'OUTCOMES', 'EXIT_CODES', 'LATER', 'RetrainError', 'UsageError', 'SettingsError',
-           'DataError', 'AccessError', 'VerificationError', 'LockedError', 'counted', 'Verdict', 'combine', 'guard',
-           'Refusal', 'require', 'Estimate', 'Model', 'Recipe', 'differences', 'as_json', 'from_json', 'verdict_table']
+           'DataError', 'AccessError', 'VerificationError', 'LockedError', 'counted', 'Verdict', 'combine', 'trace_of',
+           'guard', 'Refusal', 'require', 'Estimate', 'Model', 'Recipe', 'differences', 'as_json', 'from_json',
+           'verdict_table']
 
 # %% ../nbs/00_records.ipynb #b4767abb
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
+from traceback import walk_tb
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -61,6 +63,8 @@ OUTCOMES = (PASS, INSUFFICIENT, FAIL) # From best to worst
 EXIT_CODES = {PASS: 0, FAIL: 3, INSUFFICIENT: 4}
 
 # %% ../nbs/00_records.ipynb #04fe1ad2
+LATER = {"later": True} # Marks a field that came after the first records were kept: at its default it is left out of JSON
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     "The outcome of one check, with the evidence it rests on"
@@ -73,6 +77,9 @@ class Verdict:
     threshold:float|None = None               # What it was held against
     method:str = ""                           # How it was measured
     parts:tuple["Verdict", ...] = ()          # The verdicts it was put together from
+    detectable:float|None = field(default=None, metadata=LATER) # Smallest true difference that would have been found four times out of five
+    source:str = field(default="", metadata=LATER) # Which data it was measured on
+    trace:str = field(default="", metadata=LATER)  # Where a check crashed: files, lines and functions, no values
     def __post_init__(self):
         if self.outcome not in OUTCOMES:
             raise ValueError(f"an outcome is one of {', '.join(OUTCOMES)}, not {self.outcome!r}")
@@ -98,6 +105,13 @@ def combine(
     return Verdict(name=name, outcome=outcome, reason=reason, method="all must pass", parts=parts)
 
 # %% ../nbs/00_records.ipynb #59ce62c9
+def trace_of(
+    error:BaseException # That was raised
+) -> str:               # The last six steps, one on a line
+    "Where an error came from"
+    steps = [(frame.f_code, line) for frame, line in walk_tb(error.__traceback__)][-6:]
+    return "\n".join(f"{code.co_filename.replace(chr(92), '/').rpartition('/')[2]}, line {line}, in {code.co_name}" for code, line in steps)
+
 def guard(
     name:str,                     # Of the check, for the case that it crashes
     check:Callable[..., Verdict], # Gives one verdict
@@ -106,7 +120,7 @@ def guard(
     "The verdict of `check`, or INSUFFICIENT if it crashed or gave something else"
     try: verdict = check(*args, **kwargs)
     except Exception as e:
-        return Verdict(name=name, outcome=INSUFFICIENT, reason=f"the check crashed: {type(e).__name__}: {e}")
+        return Verdict(name=name, outcome=INSUFFICIENT, reason=f"the check crashed: {type(e).__name__}: {e}", trace=trace_of(e))
     if isinstance(verdict, Verdict): return verdict
     return Verdict(name=name, outcome=INSUFFICIENT, reason=f"the check gave {type(verdict).__name__}, not a verdict")
 
@@ -139,8 +153,6 @@ class Estimate:
     detectable:float|None = None # Smallest true difference found with 80 % power at this size, for differences only
 
 # %% ../nbs/00_records.ipynb #4db6a57f
-LATER = {"later": True} # Marks a field that came after the first records were kept: at its default it is left out of JSON
-
 @dataclass(frozen=True, kw_only=True)
 class Model:
     "A trained model and the encoding frozen with it"
@@ -219,19 +231,22 @@ def from_json(
     return value
 
 # %% ../nbs/00_records.ipynb #285f5be6
-def _row(v:Verdict) -> str:
+def _row(v:Verdict, able:bool) -> str:
     "One line of the table"
     num = lambda x: "" if x is None else f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
     span = "" if v.interval is None else f"{v.interval[0]:.4g} to {v.interval[1]:.4g}"
-    cells = [f"**{v.outcome}**", v.name, num(v.value), span, num(v.threshold), "" if v.n is None else f"{v.n:,}", v.reason]
+    found = [num(v.detectable)] if able else []
+    cells = [f"**{v.outcome}**", v.name, num(v.value), span, num(v.threshold), *found, "" if v.n is None else f"{v.n:,}", v.reason]
     return "| " + " | ".join(c.replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
 
 # %% ../nbs/00_records.ipynb #54e77265
 def verdict_table(
     verdict:Verdict # Any
 ) -> str:           # Markdown
-    "A verdict and its checks as a table"
-    head = "| outcome | check | value | interval | threshold | rows | reason |\n|---|---|---|---|---|---|---|"
+    "A verdict and its checks as a table; what could have been found has a column where any check says it"
+    able = any(v.detectable is not None for v in verdict.leaves)
+    names = ["outcome", "check", "value", "interval", "threshold", *["could find"]*able, "rows", "reason"]
+    head = f"| {' | '.join(names)} |\n|{'---|'*len(names)}"
     title = f"**{verdict.name}: {verdict.outcome}** · {verdict.reason}"
-    return "\n".join([title, "", head, *map(_row, verdict.leaves)])
+    return "\n".join([title, "", head, *(_row(v, able) for v in verdict.leaves)])
 Verdict._repr_markdown_ = verdict_table # type: ignore[attr-defined]
