@@ -175,7 +175,19 @@ def finish(self:Session,
     verdict:Verdict    # What the gates said
 ) -> dict[str, Any]:   # The record
     "Keep the model, leave `record.json`, or show that it is the same as the one left before"
-    made = self.book.artifacts.put(canonical(as_json(model)), "model")
+    return self._leave(self.book.artifacts.put(canonical(as_json(model)), "model"), evaluation, verdict)
+
+@patch
+def conclude(self:Session,
+    evaluation:Any,    # What was found
+    verdict:Verdict    # What it comes to
+) -> dict[str, Any]:   # The record
+    "The same for a page that keeps no model"
+    return self._leave("", evaluation, verdict)
+
+@patch
+def _leave(self:Session, made:str, evaluation:Any, verdict:Verdict) -> dict[str, Any]:
+    "Leave `record.json`, or show that it is the same as the one left before"
     record = {"recipe": as_json(self.recipe), "model": made, "evaluation": as_json(evaluation), "verdict": as_json(verdict)}
     path = self.folder/"record.json"
     if path.exists(): _same(json.loads(path.read_bytes()), json.loads(canonical(record)))
