@@ -19,6 +19,7 @@ Modules:
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.deliver`: Who has to hear of what happened, and has not heard it yet?
 - `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
+- `retrain_nb.loop.holdout`: Which decisions have these test rows taken already, and at which level may they take one more?
 - `retrain_nb.loop.ingest`: Is all of it in, or nothing, and what became of each row?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
@@ -34,9 +35,11 @@ Modules:
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
 - `retrain_nb.services.folds`: Ten models of ten months: how is that asked in one page, and at the price of the ten trainings alone?
+- `retrain_nb.services.footprint`: How large is this model, how long does an answer take, and what does it do to the process that serves it?
 - `retrain_nb.services.founding`: A workbench for rows that nobody here has seen: what would its files say?
 - `retrain_nb.services.intake`: How does a file of somebody else become events, and what is said about each row that does not?
 - `retrain_nb.services.openlineage`: What may a catalog of other people's hear of a run?
+- `retrain_nb.services.plan`: What will be asked of a candidate that nobody has seen yet, and what does it answer?
 - `retrain_nb.services.profile`: What is in the columns, for somebody who wants to look for herself?
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?

@@ -9,8 +9,8 @@ and the nearest known name. A folder with a `settings.ini` is a workbench, found
 # %% auto #0
 __all__ = ['Pairs', 'Tuned', 'Margins', 'Entry', 'EVENTS', 'Slices', 'Names', 'Leeway', 'SECONDS', 'STEP', 'Ladder', 'POLICY',
            'LATER', 'Section', 'WorkbenchSection', 'SourceSection', 'FeaturesSection', 'WindowSection',
-           'TrainerSection', 'BacktestSection', 'GatePlan', 'GatesSection', 'ChampionSection', 'Step', 'steps',
-           'RunSection', 'LedgerSection', 'TrackingSection', 'LineageSection', 'Settings', 'parse_settings',
+           'TrainerSection', 'BacktestSection', 'HoldoutSection', 'GatePlan', 'GatesSection', 'ChampionSection', 'Step',
+           'steps', 'RunSection', 'LedgerSection', 'TrackingSection', 'LineageSection', 'Settings', 'parse_settings',
            'find_root', 'load_settings', 'policy']
 
 # %% ../nbs/03_settings.ipynb #e57afe2e
@@ -19,7 +19,7 @@ import difflib
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.functional_validators import AfterValidator, BeforeValidator
@@ -142,6 +142,14 @@ Slices = Annotated[tuple[str, ...], BeforeValidator(lambda text: _listed(text, "
 Names = Annotated[tuple[str, ...], BeforeValidator(lambda text: _listed(text, "[,;\n]"))] # `carrier, origin`
 Leeway = Annotated[dict[str, str], BeforeValidator(_leeway)] # `distance +, hour - 5%`
 
+# %% ../nbs/03_settings.ipynb #5ebe5de2
+class HoldoutSection(Section):
+    "[holdout]: how often the same test rows may decide that something is better"
+    alpha:float|None = Field(None, gt=0, lt=0.5) # One-sided, for all decisions together; none is that of [gates]
+    decisions:int = Field(52, ge=1)          # How many are foreseen, where the rule is `spending`
+    rule:Literal["spending", "lond"] = "spending" # `spending` bounds the chance of any false ship, `lond` the share of ships that are false
+    scope:Literal["rows", "life"] = "rows"   # Which decisions count together: those that shared test `rows`, or those of a whole `life`
+
 # %% ../nbs/03_settings.ipynb #39f75cfb
 class GatePlan(Section):
     "[gates]: what else is asked of a candidate; nothing unless it is written down"
@@ -256,6 +264,7 @@ class Settings(Section):
     trainer:TrainerSection = TrainerSection()
     gates:GatesSection
     champion:ChampionSection = ChampionSection()
+    holdout:HoldoutSection|None = None # No section, no budget
     run:RunSection = RunSection()
     ledger:LedgerSection = LedgerSection()
     tracking:TrackingSection = TrackingSection()
@@ -281,8 +290,12 @@ class Settings(Section):
 def _known(loc:tuple) -> list[str]:
     "The names that are accepted where `loc` points"
     if len(loc) == 1: return list(Settings.model_fields)
-    section = Settings.model_fields[loc[0]].annotation if loc[0] in Settings.model_fields else None
-    return list(section.model_fields) if section else [] # type: ignore[union-attr]
+    return list(_section(loc[0]).model_fields) if loc[0] in Settings.model_fields else []
+
+def _section(name:str) -> Any:
+    "The class of a section; of one that may be absent, what it is when it is there"
+    kind = Settings.model_fields[name].annotation
+    return next((k for k in get_args(kind) if isinstance(k, type) and issubclass(k, Section)), kind)
 
 # %% ../nbs/03_settings.ipynb #fc98ee0d
 def _finding(error:Any) -> str:
@@ -297,7 +310,7 @@ def _finding(error:Any) -> str:
     found = "" if isinstance(error["input"], dict | BaseModel) else f" found `{error['input']}`;"
     wanted = error["msg"].removeprefix("Value error, ")
     if error["type"] == "string_pattern_mismatch": # A pattern is for machines; its field says the same for people
-        field = Settings.model_fields[loc[0]].annotation.model_fields[loc[1]] # type: ignore[union-attr]
+        field = _section(loc[0]).model_fields[loc[1]]
         wanted, found = f"accepted is {field.description}", found if field.repr else "" # What may be a secret is not repeated
     return f"{where}:{found} {wanted}"
 
@@ -340,9 +353,9 @@ def load_settings(
     except (OSError, UnicodeDecodeError) as e: raise SettingsError(f"{path} cannot be read: {e}.", "Make it a readable UTF-8 file.") from e
 
 # %% ../nbs/03_settings.ipynb #e325a0d0
-POLICY = ("source", "features", "window", "trainer", "gates", "signals", "backtest") # Sections that determine a model and its verdict
+POLICY = ("source", "features", "window", "trainer", "gates", "signals", "holdout", "backtest") # Sections that determine a model and its verdict
 _plan = {name: [] if field.default == () else field.default for name, field in GatePlan.model_fields.items()}
-LATER:dict[str, dict[str, Any]] = {"source": {"task": "binary"}, "window": {"wait_days": 0, "anchor": "now"}, "gates": _plan, "backtest": BacktestSection().model_dump(mode="json")} # Keys that came after the first ledgers: at these values they are left out, and old recipes keep their digest
+LATER:dict[str, dict[str, Any]] = {"source": {"task": "binary"}, "window": {"wait_days": 0, "anchor": "now"}, "gates": _plan, "holdout": {"alpha": None}, "backtest": BacktestSection().model_dump(mode="json")} # Keys that came after the first ledgers: at these values they are left out, and old recipes keep their digest
 
 # %% ../nbs/03_settings.ipynb #cf43d8ff
 def policy(
@@ -350,5 +363,5 @@ def policy(
 ) -> dict[str, Any]:  # JSON values
     "The part of `settings` that determines a model and the verdict on it"
     kept = settings.model_dump(mode="json", include=set(POLICY))
-    trimmed = {name: {k: v for k, v in keys.items() if (k, v) not in LATER.get(name, {}).items()} for name, keys in kept.items()}
-    return {name: keys for name, keys in trimmed.items() if keys} # No [signals] is as before there could be one
+    trimmed = {name: {k: v for k, v in (keys or {}).items() if (k, v) not in LATER.get(name, {}).items()} for name, keys in kept.items()}
+    return {name: keys for name, keys in trimmed.items() if keys} # No [signals] and no [holdout] is as before there could be one

@@ -159,21 +159,28 @@ def run(
     return {**done, "new": not told}, "\n".join(text), code
 
 # %% ../../nbs/faces/51_daily.ipynb #f16c4a3d
+def _spare(left:dict[str, Any]) -> str:
+    "What is left of the test rows, in a line"
+    rows = f"test rows {left['rows']['start'][:10]} to {left['rows']['end'][:10]}" if left["rows"] else "test rows"
+    return f"{rows}: {left['reason']}" + (f"; a test free of them ends on {left['renewed'][:10]}" if left["renewed"] and left["outcome"] == "PASS" and left["decisions"] else "")
+
 def status(
     args:argparse.Namespace # Nothing of its own
 ) -> Answer:
     "Where things stand"
+    from retrain_nb.loop.holdout import standing
     from retrain_nb.stores import catalog
     book = open_here(args)
     champion, last = book.ask(catalog.champion), book.ask(catalog.last_cycle)
     runs = [{"run": r["run"], "as_of": r["as_of"][:10], "state": r["state"], "verdict": r["outcome"]} for r in book.ask(catalog.runs, 10)]
     live = {**{k: champion[k] for k in ("model", "run", "snapshot", "decision", "verdict", "by")}, "since": champion["as_of"]} if champion else None
     turn = {"as_of": last["as_of"], "verdict": last["outcome"], "run": last["run"], "did": last["did"], "sentence": last["sentence"], "reasons": [last["verdict"]]} if last else None
-    report = book.ask(catalog.run, champion["run"])["report"] if champion else ""
+    report, left = book.ask(catalog.run, champion["run"])["report"] if champion else "", standing(book)
     done = {"root": str(book.root), "name": book.settings.workbench.name, "champion": live, "last_cycle": turn, "runs": runs, "report": report,
-            "reports": str(book.reports/"index.html")}
+            "reports": str(book.reports/"index.html"), "holdout": left}
     head = f"champion {champion['model'][:12]} since {champion['as_of']} ({champion['decision']}, run {champion['run']})" if champion else "no champion yet: run `retrain-nb cycle`"
     text = [f"{book.settings.workbench.name} in {book.root}", head, f"last cycle {turn['as_of']}: {turn['verdict']}, {turn['sentence']}" if turn else "no cycle yet"]
+    if left: text.append(_spare(left))
     return done, "\n".join([*text, "", table(runs), "", f"all reports: {done['reports']}"]), 0
 
 # %% ../../nbs/faces/51_daily.ipynb #051111e5

@@ -21,7 +21,7 @@ from ..digest import digest, short
 from . import custody
 from .runs import mark_lost, page_path, plan, publish, published, run_page, tell_others
 from ..promises import check_version, parse_contract
-from ..records import INSUFFICIENT, PASS, LockedError, RetrainError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
+from ..records import INSUFFICIENT, PASS, LockedError, Refusal, RetrainError, UsageError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
 from ..services.workbench import Workbench
 from ..settings import policy
@@ -153,6 +153,23 @@ def _catch_up(
     done = book.ask(catalog.cycle, run["cycle"]) or {"did": "interrupted", "verdict": None, "sentence": "No decision, as whoever ran it was ended before it came to one."}
     publish(book, run["run"], {name: done[name] for name in ("did", "verdict", "sentence")}, say)
 
+# %% ../../nbs/loop/43_cycle.ipynb #941f3830
+def _candidate(
+    book:Workbench,               # Its lock is held by the caller
+    snapshot:str,                 # Digest of the rows
+    as_of:datetime, key:str,      # Of the cycle
+    champion:dict[str, Any]|None, # Who serves now
+    say:Callable[[str], None]     # Hears of progress
+) -> tuple[dict[str, Any], Decision]: # The run, empty if there was none; what its gates came to
+    "Train a candidate and have it judged, if there are rows to judge it by"
+    keeps = f"champion {short(champion['model'])} keeps serving" if champion else "nothing serves yet"
+    try: planned = plan(book, "retrain", {"snapshot": snapshot}, as_of)
+    except Refusal as e: return {}, Decision(did="kept", verdict=e.verdict, sentence=f"Nothing was trained, as nothing could be decided; {keeps}.")
+    if book.settings.holdout and not planned.holdout:
+        raise UsageError("the page `retrain` of this workbench takes no `alpha`, which [holdout] sets.", "Take the page that came with this version: remove the old one, and run `retrain-nb init` here again.")
+    run = run_page(book, planned, key, say)
+    return run, _vetted(book, run, champion, decide(run, champion, book.settings.champion.bootstrap))
+
 # %% ../../nbs/loop/43_cycle.ipynb #fb257f40
 def cycle(
     book:Workbench,   # Where
@@ -177,8 +194,7 @@ def cycle(
         elif (moved := contract_moved(book, champion)).outcome != PASS:
             decision = Decision(did="kept", verdict=moved, sentence=f"Nothing was trained: the contract changed and its version does not say so; champion {short(champion['model'])} keeps serving.")
         else:
-            run = run_page(book, plan(book, "retrain", {"snapshot": snapshot.digest}, as_of), key, say)
-            decision = _vetted(book, run, champion, decide(run, champion, book.settings.champion.bootstrap))
+            run, decision = _candidate(book, snapshot.digest, as_of, key, champion, say)
         _settle(book, key, _entries(key, as_of, run, champion, decision, by))
         if run: publish(book, run["run"], as_json(decision), say)
         tell_others(book, say)

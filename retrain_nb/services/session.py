@@ -14,7 +14,7 @@ import atexit
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ def open_session(
     champion:str="", # Digest of the model to beat; empty is the base rate
     settings:str="", # Digest of the settings as they were; empty reads `settings.ini`
     seed:int=0,      # The only source of randomness
+    alpha:float=0.0, # One-sided level that the budget of the test rows left; 0 is that of [gates]
     folder:str=""    # Where the record goes, relative to the workbench; empty is a temporary folder
 ) -> Session:
     "The session that these parameters name"
@@ -73,7 +74,7 @@ def open_session(
     moment = parse_time(as_of) if as_of else book.newest()
     rows = book.snapshots.describe(snapshot) if snapshot else book.freeze(moment, moment)
     out = book.root/folder if folder else _scratch()
-    return Session(book, book.recipe(moment, rows, champion, seed), rows, out)
+    return Session(book, book.recipe(moment, rows, champion, seed, alpha or None), rows, out)
 
 # %% ../../nbs/services/36_session.ipynb #76921d1d
 @patch
@@ -82,6 +83,7 @@ def _repr_markdown_(self:Session) -> str:
     r, s = self.recipe, self.split
     rows = {"recipe": short(digest(as_json(r))), "as of": r.as_of, "rows": f"{self.snapshot.rows:,} in snapshot {short(r.snapshot)}",
             "train on": f"{s.train} ({counted(round(s.train.days), 'day')})", "judge on": f"{s.test} ({counted(round(s.test.days), 'day')})",
+            **({"at level": f"{r.alpha:.3g}, which the budget of these rows leaves to it"} if r.alpha else {}),
             "against": f"champion {short(r.champion)}" if r.champion else "the base rate, as there is no champion",
             "feature view": f"{r.view} ({short(r.view_code)})", "trainer": f"{r.trainer}, seed {r.seed}"}
     return "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
@@ -126,7 +128,8 @@ def rival(self:Session,
     taught:pd.DataFrame, # Training rows
     judged:pd.DataFrame  # Test rows
 ) -> pd.Series|pd.DataFrame: # One score per test row, named `champion` or `base rate`; with several classes a column for each
-    "What the champion, or the base rate, would have said"
+    "What the champion, or the base rate, would have said; from here on the test rows were looked at, and the folder says so"
+    write_atomic(self.folder/"scored.json", canonical({"recipe": digest(as_json(self.recipe))}))
     model = self.champion
     if model is None: scores = base_rate(taught[self.label], len(judged), self.task)
     elif model.task != self.task:
@@ -153,8 +156,9 @@ def unspoiled(
 # %% ../../nbs/services/36_session.ipynb #7202cd52
 @patch(as_prop=True)
 def gates(self:Session) -> GatePolicy:
-    "What the gates hold a candidate to"
-    return GatePolicy(**self.book.settings.gates.model_dump())
+    "What the gates hold a candidate to, at the level that is left to this decision"
+    policy = GatePolicy(**self.book.settings.gates.model_dump())
+    return replace(policy, alpha=self.recipe.alpha) if self.recipe.alpha else policy
 
 # %% ../../nbs/services/36_session.ipynb #7e2d1883
 @patch

@@ -372,4 +372,6 @@ def family(
         t, e, value = float(stdtrit(df[j], ndtr(critical))), float(error[j]), float(means[j])
         p[j], estimates[j] = float(adjusted[i]), Estimate(value=value, low=value - t*e, high=value + t*e, n=int(n[j]), clusters=int(seen[j]), level=1 - 2*alpha,
             method=f"{how} over {len(at)}, t with {df[j]} degrees of freedom", detectable=detectable(e, t, int(df[j])))
+    for j in np.flatnonzero((seen > 1) & [not d[m].any() for m in masks]).tolist(): # Not one row differs
+        p[j], estimates[j] = 1.0, Estimate(value=0.0, low=0.0, high=0.0, n=int(n[j]), clusters=int(seen[j]), level=1 - 2*alpha, method="no row differs", detectable=0.0)
     return Family(estimates=tuple(estimates), adjusted=tuple(p), alpha=alpha, how=how)

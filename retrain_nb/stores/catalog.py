@@ -164,8 +164,8 @@ PROJECTIONS: dict[str, Callable[[Connection, int, str, dict[str, Any]], None]] =
     "snapshot.frozen": _snapshot_frozen, "run.planned": _run_planned, "run.started": _run_started, "run.ended": _run_ended,
     "champion.set": _champion_set, "champion.kept": _champion_kept, "cycle.ended": _cycle_ended}
 
-_SEEN = {t: sa.select(t.c.seq).where(t.c.seq == sa.bindparam("number")).limit(1) for t in (MENTIONS, OUTBOX)} # Made once, as in the ledger
-_NOTE = {t: t.insert() for t in _SEEN}
+_NOTE = {(t, dialect): f"INSERT INTO {t.name} ({', '.join(t.c.keys())}) VALUES ({', '.join([mark]*len(t.c))}) ON CONFLICT DO NOTHING" # What was noted is noted
+         for t in (MENTIONS, OUTBOX) for dialect, mark in (("sqlite", "?"), ("postgresql", "%s"))}
 
 def _show(connection:Connection, seq:int, kind:str, at:str, body:dict[str, Any]) -> None:
     "Bring up to date what an entry of this kind makes or changes"
@@ -182,8 +182,7 @@ def project(
     "Bring the tables up to date with one entry"
     _show(connection, seq, kind, at, body)
     for table, rows in _noted(seq, kind, body).items():
-        there = rows and connection.execute(_SEEN[table], {"number": seq}).first()
-        if rows and not there: connection.execute(_NOTE[table], rows)
+        if rows: connection.exec_driver_sql(_NOTE[table, connection.dialect.name], [tuple(row[c] for c in table.c.keys()) for row in rows])
 
 # %% ../../nbs/stores/23_catalog.ipynb #d96a6b37
 class Recorded(Protocol):
