@@ -33,9 +33,11 @@ def table(
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
 
 # %% ../../nbs/faces/50_terminal.ipynb #dee2b0e3
-def _leaves(verdict:dict[str, Any]) -> list[dict[str, Any]]:
-    "The checks at the bottom of a verdict"
-    return [leaf for part in verdict["parts"] for leaf in _leaves(part)] if verdict.get("parts") else [verdict]
+def _leaves(verdict:dict[str, Any], inner:bool=False) -> list[dict[str, Any]]:
+    "The checks at the bottom of a verdict; many of one kind that passed are one"
+    parts = verdict.get("parts") or []
+    if inner and verdict["outcome"] == "PASS" and sum(bool(part.get("interval")) for part in parts) > 3: return [{**verdict, "interval": parts[0]["interval"]}]
+    return [leaf for part in parts for leaf in _leaves(part, True)] if parts else [verdict]
 
 # %% ../../nbs/faces/50_terminal.ipynb #b3d54fb1
 def verdict_lines(

@@ -95,9 +95,14 @@ Questions._repr_markdown_ = _question_table # type: ignore[attr-defined]
 
 # %% ../../nbs/services/36b_plan.ipynb #8a9ad4cb
 class Answers(tuple):
-    "Verdicts, to be handed to `judge` with the others"
-    def __add__(self, other:Any) -> "Answers": return Answers((*self, *other))
-    def _repr_markdown_(self) -> str: return "\n\n".join(verdict_table(v) for v in self) if self else "Nothing of this is asked."
+    "Verdicts, to be handed to `judge` with the others, and notes that are only shown"
+    notes:tuple[str, ...] = () # Such as milliseconds, which a record must not hold
+    def __new__(cls, verdicts:Iterable[Verdict] = (), notes:Iterable[str] = ()) -> "Answers":
+        found = super().__new__(cls, verdicts)
+        found.notes = tuple(notes)
+        return found
+    def __add__(self, other:Any) -> "Answers": return Answers((*self, *other), (*self.notes, *other.notes))
+    def _repr_markdown_(self) -> str: return "\n\n".join([*self.notes, *(verdict_table(v) for v in self)]) or "Nothing of this is asked."
 
 @dataclass(frozen=True, repr=False)
 class Trial:
@@ -213,10 +218,10 @@ def ask_behaviour(
 
 def disagreement(
     trial:Trial # A candidate on its test rows
-) -> Any:       # A `Churn`, which shows itself
+) -> Answers:   # A note, and no verdict: two models that are equally good may well disagree
     "How many answers are other ones than the rival's"
     from retrain_nb.stages.behaviour import churn
-    return churn(trial.scores, trial.rival, trial.evaluation.rival_name, trial.policy.decide_at)
+    return Answers((), [churn(trial.scores, trial.rival, trial.evaluation.rival_name, trial.policy.decide_at).sentence])
 
 # %% ../../nbs/services/36b_plan.ipynb #a1b2ef68
 TAUGHT = 5_000 # Rows that each of them learns from
@@ -277,10 +282,10 @@ def ask_budgets(
     measured:dict[str, float]   # `model`, `latency`, `memory`, as far as they were asked for and measured
 ) -> Answers:                   # `budgets`, or nothing
     "Is it small and fast enough?"
-    p = trial.policy
-    if "budgets" not in p.needed: return Answers()
+    if "budgets" not in trial.policy.needed: return Answers()
     from retrain_nb.stages.behaviour import within
-    return Answers([combine("budgets", within(measured, {"model": p.max_model_mb, "latency": p.max_latency_ms, "memory": p.max_memory_mb}))])
+    units = {"model": "MB", "latency": "ms for a row", "memory": "MB of memory"}
+    return Answers([combine("budgets", within(measured, trial.policy.budgets))], ["Measured: " + ", ".join(f"{value:.2f} {units[name]}" for name, value in measured.items()) + "."])
 
 # %% ../../nbs/services/36b_plan.ipynb #9e9fe51c
 def ask_own(

@@ -142,9 +142,10 @@ class Churn:
     apart:float      # Mean absolute difference of the scores, or numbers
     n:int            # Rows
     rival:str        # Compared with
-    def _repr_markdown_(self) -> str:
+    @property
+    def sentence(self) -> str:
         answers = "" if self.share is None else f"{self.share:.1%} of the answers are others than those of the {self.rival}; "
-        return f"{answers}scores differ by {self.apart:.4g} in the mean, over {counted(self.n, 'row')}."
+        return f"{answers}{'scores differ' if answers else f'Scores differ from those of the {self.rival}'} by {self.apart:.4g} in the mean, over {counted(self.n, 'row')}."
 
 def churn(
     score:Any,                  # (n,) of the candidate, or (n, k)

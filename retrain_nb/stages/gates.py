@@ -56,8 +56,10 @@ class Plan:
     def needed(self) -> tuple[str, ...]: # Names of the checks without which nothing passes, `NEEDED` aside
         "What was asked has to be answered"
         asked = {"slices": self.slices, "found slices": self.find_slices, "fairness": self.groups, "calibration": self.calibration, "control": self.control_rounds,
-                 "behaviour": (*self.monotone, *self.invariant), "budgets": [x for x in (self.max_model_mb, self.max_latency_ms, self.max_memory_mb) if x is not None], "own gates": self.own}
+                 "behaviour": (*self.monotone, *self.invariant), "budgets": [x for x in self.budgets.values() if x is not None], "own gates": self.own}
         return tuple(name for name, wanted in asked.items() if wanted)
+    @property
+    def budgets(self) -> dict[str, float|None]: return {"model": self.max_model_mb, "latency": self.max_latency_ms, "memory": self.max_memory_mb} # MB, ms, MB
 
 # %% ../../nbs/stages/14_gates.ipynb #454abaeb
 @dataclass(frozen=True, kw_only=True)

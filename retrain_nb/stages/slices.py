@@ -107,7 +107,7 @@ def with_pools(
 ) -> list[Part]:          # The same, and for each column its weak values as one more
     "Small slices of one column are judged together as well"
     small = {of: [p for p in parts if p.of == of and p.name in weak] for of in dict.fromkeys(p.of for p in parts if p.of)}
-    return [*parts, *(Part(f"{of} = {len(some)} small ones as one", np.any([p.held for p in some], axis=0), of, tuple(p.name for p in some))
+    return [*parts, *(Part(f"{of} = the {len(some)} least certain as one", np.any([p.held for p in some], axis=0), of, tuple(p.name for p in some))
                       for of, some in small.items() if len(some) > 1)]
 
 # %% ../../nbs/stages/13c_slices.ipynb #7894eaa5
@@ -223,7 +223,8 @@ def judge_slices(
     rest = lambda name: name in hidden or found[name].outcome == INSUFFICIENT
     known = {name for p in parts if p.holds and not rest(p.name) for name in p.holds} # Tested as one, if not alone
     idle = [p for p in parts if p.of and rest(p.name)]
-    kept = [v for name, v in found.items() if name not in hidden and name not in {p.name for p in idle}]
+    settled = {p.name for p in parts if p.holds and found[p.name].outcome == PASS and not any(rest(name) for name in p.holds)} # Nobody needs to know
+    kept = [v for name, v in found.items() if name not in hidden and name not in {p.name for p in idle} | settled]
     spared = []
     for of in dict.fromkeys(p.of for p in idle):
         mine = [p for p in idle if p.of == of and not p.holds and p.name not in known]
