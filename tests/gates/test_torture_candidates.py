@@ -11,6 +11,7 @@ from retrain_nb.stages.evaluate import delong, evaluate
 from retrain_nb.stages.gates import GatePolicy, guarded, judge, refresh, superiority
 from retrain_nb.stages.paired import family, paired_mean
 from retrain_nb.stages.slices import judge_slices, rows_of, slice_of
+from retrain_nb.stages.train import predict
 from retrain_nb.tasks import log_losses
 
 FEW = [("settings.ini", "min_rows = 300", "min_rows = 50"), ("settings.ini", "min_positives = 50", "min_positives = 10")]
@@ -179,3 +180,48 @@ def test_clustered_entities_that_pass_as_rows_are_insufficient_as_customers():
 
 def test_the_columns_of_the_rows_are_those_that_the_suite_believes(night):
     assert set(night().names["features"].columns) == set(FEATURES)
+
+
+# --- What the plan in the settings asks besides ---
+
+def asked(**keys): return [("settings.ini", "[gates]\n", "[gates]\n" + "".join(f"{name} = {value}\n" for name, value in keys.items()))]
+
+
+def test_on_the_page_a_slice_of_three_percent_is_failed_by_that_slice_where_both_rails_pass(night):
+    def blind(booster, X, classes): return np.where(X["load"] >= 2.1, 0.25, predict(booster, X, classes))
+    found = night(parcels(a_day=240), asked(slices="load = .. 1; load = 1 .. 2.1; load = 2.1 ..", slice_margin=0.05), {"predict": blind})
+    assert found.said == (FAIL, {"load = 2.1 .."}) and {found.of(m).outcome for m in ("log_loss", "auc")} == {PASS}
+    assert "harm is shown" in found.verdict.reason and found.of("load = 2.1 ..").n < 0.035*3360
+
+
+def towns(): # -> rows of two towns, and in the test a village of seven and a hamlet of eight
+    rows = parcels()
+    at, town = np.flatnonzero(judging(rows)), np.where(np.arange(len(rows)) % 3 == 0, "north", "south").astype(object)
+    town[at[20:27]], town[at[40:48]] = "village", "hamlet"
+    return rows.assign(town=town)
+
+
+@pytest.mark.parametrize("untested, outcome", [("block", INSUFFICIENT), ("10%", PASS)])
+def test_on_the_page_a_group_of_seven_is_never_named_and_insufficient_unless_the_policy_lets_some_go_untested(night, untested, outcome):
+    found = night(towns(), asked(groups="town", group_margin=0.3, decide_at=0.5, untested=untested))
+    assert found.verdict.outcome == outcome and (outcome == PASS or found.said[1] == {"town, too small to be shown"})
+    assert "village" not in str(found.verdict) and "hamlet" not in str(found.verdict) and "too small to be shown" in str(found.verdict)
+
+
+def test_on_the_page_a_gate_of_ones_own_that_raises_is_insufficient_and_the_others_are_still_heard(night):
+    (night.root/"own.py").write_text("from retrain_nb.records import PASS, Verdict\ndef crash(evaluation): raise KeyError('a column that is gone')\n"
+                                     "def fine(evaluation): return Verdict(name='fine', outcome=PASS, reason='looked')\n")
+    found = night(files=asked(own="own:crash, own:fine"))
+    assert found.said == (INSUFFICIENT, {"crash"}) and "KeyError: 'a column that is gone'" in found.verdict.reason
+    assert {found.of(name).outcome for name in ("fine", "log_loss", "auc")} == {PASS}
+
+
+def test_on_the_page_weights_that_move_every_score_are_failed_by_calibration_too(night):
+    found = night(files=[*asked(calibration="slope 0.3, intercept 0.3"), ("settings.ini", "num_leaves 7", "num_leaves 7, scale_pos_weight 4")])
+    assert found.said == (FAIL, {"calibration intercept", "log_loss"})
+
+
+@pytest.mark.parametrize("before, after, says", [("slices", "slice", "did you mean `slices`"), ("slice_margin", "slice_margn", "did you mean `slice_margin`")])
+def test_a_typo_in_the_plan_is_refused_by_name(night, before, after, says):
+    with pytest.raises(SettingsError) as e: night(files=[(f, a, b.replace(before, after)) for f, a, b in asked(slices="depot", slice_margin=0.05)])
+    assert says in str(e.value)
