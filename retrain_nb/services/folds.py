@@ -74,9 +74,10 @@ class Binned:
 
 def _as_first(frame:pd.DataFrame, first:Split, stream:Stream, view:FeatureView) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
     "Moments, labels and `ROW` of all rows; places of those that the first fold learns from; features of all, in its codes"
-    moments, end = Stream(stream.time, stream.label, stream.label_time), frame[stream.time].max().to_pydatetime() + timedelta(days=1)
+    moments, frame = Stream(stream.time, stream.label, stream.label_time), frame.reset_index(drop=True)
     rows = frame[[stream.time, stream.label, stream.label_time]].assign(**{ROW: np.arange(len(frame))})
-    at, whole = training_rows(rows, first, moments)[ROW].to_numpy(), as_known(frame, stream, end) # What was written down after its row was due is missing
+    end, at = frame[stream.time].max().to_pydatetime() + timedelta(days=1), training_rows(rows, first, moments)[ROW].to_numpy()
+    whole = as_known(frame, stream, end) if stream.known else frame # What was written down after its row was due is missing
     return rows, at, encode(view, fit_encoding(view, whole.iloc[at]), whole)
 
 # %% ../../nbs/services/36c_folds.ipynb #6113358a

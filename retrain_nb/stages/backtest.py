@@ -148,8 +148,8 @@ def training_rows(
     stream:Stream
 ) -> "pd.DataFrame":
     "What a fold learns from: rows of its training window with a label that was known at the cut"
-    past = as_known(frame, stream, split.cut)
-    return past.loc[split.train.contains(past[stream.time]) & past[stream.label].notna()].reset_index(drop=True)
+    past = as_known(frame.loc[split.train.contains(frame[stream.time])], stream, split.cut)
+    return past.loc[past[stream.label].notna()].reset_index(drop=True)
 
 def judged_rows(
     frame:"pd.DataFrame", # One row per event
@@ -158,8 +158,8 @@ def judged_rows(
     as_of:datetime        # The moment whose labels judge, UTC
 ) -> "pd.DataFrame":
     "What a fold is judged on: rows of its test window with a label that is known by now"
-    past = as_known(frame, stream, as_of)
-    return past.loc[split.test.contains(past[stream.time]) & past[stream.label].notna()].reset_index(drop=True)
+    past = as_known(frame.loc[split.test.contains(frame[stream.time])], stream, as_of)
+    return past.loc[past[stream.label].notna()].reset_index(drop=True)
 
 # %% ../../nbs/stages/12b_backtest.ipynb #765e5019
 def _without_future(frame:"pd.DataFrame", stream:Stream, moment:datetime) -> "pd.DataFrame":
