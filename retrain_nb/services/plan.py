@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..records import INSUFFICIENT, PASS, SettingsError, UsageError, Verdict, combine, counted, guard, trace_of, verdict_table
+from ..records import INSUFFICIENT, PASS, SettingsError, UsageError, Verdict, combine, guard, trace_of, verdict_table
 from ..stages.gates import GatePolicy
 from ..tasks import LOSSES, TASKS, class_codes
 
