@@ -26,12 +26,15 @@ Modules:
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
 - `retrain_nb.loop.served`: Does the service show the model what training shows it?
 - `retrain_nb.loop.server`: When may a sender forget an event that it has sent?
+- `retrain_nb.loop.validate`: Does a second person, from the artifacts alone, come to the numbers that this run was judged by?
+- `retrain_nb.loop.validation`: Has somebody else looked at this candidate, and may it serve now?
 - `retrain_nb.mapping`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
 - `retrain_nb.promises`: What did the people who send the rows promise about them, and may they promise something else now?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
+- `retrain_nb.services.attestation`: Who has looked at this model a second time, and what did they find?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
 - `retrain_nb.services.folds`: Ten models of ten months: how is that asked in one page, and at the price of the ten trainings alone?
@@ -66,6 +69,7 @@ Modules:
 - `retrain_nb.stages.paired`: Two models met the same rows. What is the difference worth, and what if we looked in twenty places?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.proposal`: Here are rows that nobody has seen before: what could a model learn from them, and how would one judge it?
+- `retrain_nb.stages.recompute`: Does somebody who trusts none of our code come to the same numbers, and to the same verdict?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
 - `retrain_nb.stages.slices`: Better on the whole: but for whom is it worse?

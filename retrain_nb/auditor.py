@@ -25,13 +25,13 @@ another past, or cut off the end; with one, the entries after it still rest on t
 
 # %% auto #0
 __all__ = ['KEEP', 'ASK', 'DAMAGE', 'ARTIFACTS', 'SIGNALS', 'FIELDS', 'HEX', 'LATER', 'LATER_PARTS', 'MANY', 'STATEMENT', 'SLSA',
-           'INTOTO', 'ENTRIES', 'UNSIGNED', 'UNREADABLE', 'COLUMNS', 'SCHEMAS', 'EXIT_CODES', 'REST', 'Finding',
-           'AuditError', 'entry_bytes', 'leaf_hash', 'Tree', 'Key', 'parse_vkey', 'split_note', 'is_signed',
+           'INTOTO', 'TEST_RESULT', 'ENTRIES', 'UNSIGNED', 'UNREADABLE', 'COLUMNS', 'SCHEMAS', 'EXIT_CODES', 'REST',
+           'Finding', 'AuditError', 'entry_bytes', 'leaf_hash', 'Tree', 'Key', 'parse_vkey', 'split_note', 'is_signed',
            'parse_canonical', 'parse_row', 'named_in', 'Ledger', 'read_entries', 'Reign', 'read_key', 'reign_at',
            'check_keys', 'head_text', 'head_fault', 'check_heads', 'find_checkpoints', 'read_held', 'check_held',
            'check_ledger', 'check_file', 'shelf', 'find_store', 'check_files', 'pae', 'provenance_fault',
-           'check_provenance', 'first_bad', 'verdict_on', 'open_copy', 'read_table', 'newer_schema', 'damage_of',
-           'read_database', 'audit', 'told_to_people', 'main']
+           'check_provenance', 'check_attestations', 'first_bad', 'verdict_on', 'open_copy', 'read_table',
+           'newer_schema', 'damage_of', 'read_database', 'audit', 'told_to_people', 'main']
 
 # %% ../nbs/07_auditor.ipynb #d1f6cd28
 import argparse
@@ -45,7 +45,7 @@ import sqlite3
 import stat
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
@@ -76,6 +76,7 @@ DAMAGE = {
     "changed file": KEEP,   # An entry names a file that has other bytes now
     "unreadable file": "Give this user the right to read it, and audit again.",
     "bad provenance": ASK,  # A model's provenance is not about this model, or not signed by the ledger's key
+    "bad attestation": ASK, # A validation is not about this model, or not signed by the validator that it names, or by the ledger's own key
     "changed view": "Make the views again with `retrain-nb rebuild`, and find out who changed them.", # A table says what the ledger does not
     "damaged database": KEEP, # SQLite finds its own file damaged
     "newer format": "Take the auditor of the version that wrote this ledger."}
@@ -235,7 +236,7 @@ def parse_row(
     return parse_canonical(row[4]), leaf
 
 # %% ../nbs/07_auditor.ipynb #efcf79f6
-ARTIFACTS = {"model", "champion", "previous", "notebook", "record", "recipe", "settings", "provenance", "report", "diff", "source_code", "bundle"}
+ARTIFACTS = {"model", "champion", "previous", "notebook", "record", "recipe", "settings", "provenance", "report", "diff", "source_code", "bundle", "attestation"}
 SIGNALS = {"segment", "id_hashes"} # Files of sealed events
 FIELDS = ARTIFACTS | SIGNALS | {"snapshot"} # A digest under one of these names is a file that is kept
 HEX = re.compile("[0-9a-f]{64}")
@@ -264,6 +265,7 @@ class Ledger:
     reigns:list["Reign"] = field(default_factory=list)               # Its keys, and since when each signs
     named:dict[tuple[str, str], int] = field(default_factory=dict)   # Field and digest, and the first entry that names them
     claims:list[tuple[int, str, Any]] = field(default_factory=list)  # Entry, digest of a provenance, and of the model it is about
+    attested:list[tuple[int, str, dict]] = field(default_factory=list) # Entry, digest of a validation, and what the entry says
     signed:dict[str, list[int]] = field(default_factory=dict)        # Verifier key to the sizes of the heads found good
     checked:dict[str, int] = field(default_factory=dict)             # How many of what were checked
 
@@ -305,7 +307,7 @@ def read_entries(
     return ledger
 
 # %% ../nbs/07_auditor.ipynb #3d69a3a6
-LATER = {"report.published", "signals.sealed", "signals.taken", "store.cleaned"} # Kinds of entry that a ledger of the first format has not
+LATER = {"report.published", "run.validated", "signals.sealed", "signals.taken", "store.cleaned"} # Kinds of entry that a ledger of the first format has not
 LATER_PARTS = {"source_code", "diff", "locks", "provenance"}                     # Nor these, in what it says of runs
 
 def _remember(ledger:Ledger, row:Sequence[Any], fact:dict[str, Any]) -> None:
@@ -317,6 +319,7 @@ def _remember(ledger:Ledger, row:Sequence[Any], fact:dict[str, Any]) -> None:
     if not _NAMES.search(row[4]): return
     for named in named_in(fact): ledger.named.setdefault(named, row[0])
     if HEX.fullmatch(str(fact.get("provenance"))): ledger.claims.append((row[0], fact["provenance"], fact.get("model")))
+    if HEX.fullmatch(str(fact.get("attestation"))): ledger.attested.append((row[0], fact["attestation"], fact))
 
 def _counted(n:int, one:str, more:str="") -> str:
     "So many of something, in words"
@@ -617,6 +620,7 @@ def _check_parts(ledger:Ledger, store:Path, seq:int, digest:str, seen:set[str]) 
 
 # %% ../nbs/07_auditor.ipynb #c3b3f12b
 STATEMENT, SLSA, INTOTO = "https://in-toto.io/Statement/v1", "https://slsa.dev/provenance/v1", "application/vnd.in-toto+json"
+TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1" # What a validation says, signed by a key that is not the ledger's
 
 def pae(
     kind:str,     # Type of the payload
@@ -628,9 +632,10 @@ def pae(
 def provenance_fault(
     data:bytes, # The envelope
     model:Any,  # Digest of the model that it must be about
-    key:Key     # Who must have signed it
+    key:Key,    # Who must have signed it
+    predicate:str=SLSA # Of what kind it must be
 ) -> str:       # Empty if nothing is wrong
-    "What is wrong with a provenance"
+    "What is wrong with a provenance, or with another statement about a model"
     try:
         envelope = json.loads(data)
         payload, *signatures = map(_decode, (envelope["payload"], *(one["sig"] for one in envelope["signatures"])))
@@ -638,7 +643,7 @@ def provenance_fault(
         about = {subject["digest"].get("sha256") for subject in statement["subject"]}
         kinds = envelope["payloadType"], statement["_type"], statement["predicateType"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError): return "is no statement in an envelope"
-    if kinds != (INTOTO, STATEMENT, SLSA): return f"is of another kind: {', '.join(map(str, kinds))}"
+    if kinds != (INTOTO, STATEMENT, predicate): return f"is of another kind: {', '.join(map(str, kinds))}"
     if not any(is_signed(pae(kinds[0], payload), signature, key) for signature in signatures): return f"is not signed by {key.vkey}"
     return "" if model in about else f"is not about the model {model}"
 
@@ -655,6 +660,23 @@ def check_provenance(
         reign = reign_at(ledger.reigns, seq)
         fault = provenance_fault(data, model, reign.key) if reign else "is older than the ledger's first key"
         if fault: ledger.find("bad provenance", seq, f"The provenance {digest} that entry {seq} names {fault}.")
+
+def check_attestations(
+    ledger:Ledger,                   # As `check_ledger` gives it
+    read:Callable[[str], bytes]      # Gives the file of a digest, or raises `OSError`
+) -> None:
+    "Hold every validation that an entry names against its model and the key of whoever validated"
+    if ledger.attested: ledger.checked["attestations"] = len(ledger.attested)
+    for seq, digest, fact in ledger.attested:
+        try: data = read(digest)
+        except OSError: continue # `check_files` has said so
+        try: public = _decode(str(fact.get("validator")).split(" ")[1])[-32:]
+        except (ValueError, IndexError): public = b""
+        who = Key(f"the validator {str(fact.get('validator'))[:100]}", "", b"", public)
+        if len(public) != 32: fault = "names no key of a validator"
+        elif any(reign.key.public == public for reign in ledger.reigns): fault = "is signed by the ledger's own key"
+        else: fault = provenance_fault(data, fact.get("model"), who, TEST_RESULT)
+        if fault: ledger.find("bad attestation", seq, f"The validation {digest} that entry {seq} names {fault}.")
 
 # %% ../nbs/07_auditor.ipynb #fc37ae23
 def first_bad(
@@ -794,6 +816,7 @@ def audit(
     with tempfile.TemporaryDirectory() as aside: ledger = read_database(store/"ledger.db", Path(aside), held, trusted, every)
     check_files(ledger, store)
     check_provenance(ledger, store)
+    check_attestations(ledger, lambda digest: shelf(store, digest).read_bytes())
     return verdict_on(ledger)
 
 # %% ../nbs/07_auditor.ipynb #c4451def

@@ -175,7 +175,7 @@ class GatePlan(Section):
         need = {"slices": ("slice_margin",), "find_slices": ("slice_margin",), "groups": ("group_margin", "decide_at")}
         lacks = [(k, other) for k, others in need.items() if getattr(self, k) for other in others if getattr(self, other) is None]
         if lacks: raise ValueError(f"`{lacks[0][0]}` needs `{lacks[0][1]}`, which has no default")
-        if odd := set(self.calibration) - {"slope", "intercept", "squared_error"}: raise ValueError(f"calibration: `{min(odd)}` is not measured; known are slope, intercept, squared_error")
+        if odd := sorted(set(self.calibration) - {"slope", "intercept", "squared_error"}): raise ValueError(f"calibration: `{odd[0]}` is not measured; known are slope, intercept, squared_error")
         if odd := [c for c, way in self.monotone.items() if way[:1] not in "+-"]: raise ValueError(f"monotone: `{odd[0]}` needs `+` or `-`")
         if odd := [c for c, way in self.invariant.items() if way[:1] in "+-"]: raise ValueError(f"invariant: `{odd[0]}` takes no sign")
         if odd := [o for o in self.own if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", o)]: raise ValueError(f"own: `{odd[0]}` is not `module:name`")
@@ -195,6 +195,8 @@ class GatesSection(GatePlan):
 class ChampionSection(Section):
     "[champion]: who may serve"
     bootstrap:Literal["gated", "refuse"] = "refuse" # `gated`: a first champion may serve once it beats the base rate
+    validation:Literal["no", "required"] = "no" # `required`: a candidate that passed waits until somebody else came to the same numbers
+    validators:str = ""                      # File with the public keys of those who may, relative to the root; a line each, as in `authorized_keys`
 
 # %% ../nbs/03_settings.ipynb #816051e0
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
@@ -275,6 +277,10 @@ class Settings(Section):
     def _columns_differ(self):
         names = [self.source.key, self.source.time, self.source.label, self.source.label_time]
         if len(set(names)) < 4: raise ValueError("[source] key, time, label and label_time must name four different columns")
+        return self
+    @model_validator(mode="after")
+    def _somebody_may_validate(self):
+        if self.champion.validation == "required" and not self.champion.validators: raise ValueError("[champion] validation is required, and `validators` names no file of keys that may")
         return self
     @model_validator(mode="after")
     def _margins_are_measured(self):

@@ -169,6 +169,7 @@ def status(
 ) -> Answer:
     "Where things stand"
     from retrain_nb.loop.holdout import standing
+    from retrain_nb.loop.validation import waiting
     from retrain_nb.stores import catalog
     book = open_here(args)
     champion, last = book.ask(catalog.champion), book.ask(catalog.last_cycle)
@@ -176,10 +177,12 @@ def status(
     live = {**{k: champion[k] for k in ("model", "run", "snapshot", "decision", "verdict", "by")}, "since": champion["as_of"]} if champion else None
     turn = {"as_of": last["as_of"], "verdict": last["outcome"], "run": last["run"], "did": last["did"], "sentence": last["sentence"], "reasons": [last["verdict"]]} if last else None
     report, left = book.ask(catalog.run, champion["run"])["report"] if champion else "", standing(book)
+    waits = {k: held[k] for k in ("run", "model", "as_of")} if (held := waiting(book)) else None
     done = {"root": str(book.root), "name": book.settings.workbench.name, "champion": live, "last_cycle": turn, "runs": runs, "report": report,
-            "reports": str(book.reports/"index.html"), "holdout": left}
+            "reports": str(book.reports/"index.html"), "holdout": left, "waiting": waits}
     head = f"champion {champion['model'][:12]} since {champion['as_of']} ({champion['decision']}, run {champion['run']})" if champion else "no champion yet: run `retrain-nb cycle`"
     text = [f"{book.settings.workbench.name} in {book.root}", head, f"last cycle {turn['as_of']}: {turn['verdict']}, {turn['sentence']}" if turn else "no cycle yet"]
+    if waits: text.append(f"waits for validation: `retrain-nb validate {waits['run']} --key FILE`, then `retrain-nb cycle`")
     if left: text.append(_spare(left))
     return done, "\n".join([*text, "", table(runs), "", f"all reports: {done['reports']}"]), 0
 

@@ -20,6 +20,7 @@ from typing import Any
 from ..digest import digest, short
 from . import custody
 from .runs import mark_lost, page_path, plan, publish, published, run_page, tell_others
+from .validation import validated, waiting
 from ..promises import check_version, parse_contract
 from ..records import INSUFFICIENT, PASS, LockedError, Refusal, RetrainError, UsageError, Verdict, VerificationError, as_json, combine, counted, from_json, guard
 from ..services.vetting import vet
@@ -28,7 +29,7 @@ from ..settings import policy
 from ..stages.features import view_digest
 from ..stores import catalog
 from ..stores.pages import page_code
-from ..windows import iso
+from ..windows import iso, parse_time
 
 # %% ../../nbs/loop/43_cycle.ipynb #6584beaa
 def cycle_key(
@@ -44,7 +45,7 @@ def cycle_key(
 @dataclass(frozen=True, kw_only=True)
 class Decision:
     "What a cycle does, and why"
-    did:str         # `bootstrap`, `refresh`, `kept`, `nothing new` or `interrupted`
+    did:str         # `bootstrap`, `refresh`, `kept`, `waits`, `nothing new` or `interrupted`
     verdict:Verdict # What it rests on
     sentence:str    # For people
 
@@ -69,6 +70,21 @@ def decide(
     did = "refresh" if champion else "bootstrap"
     over = f"in place of {short(champion['model'])}" if champion else "as the first champion, allowed by [champion] bootstrap = gated"
     return Decision(did=did, verdict=verdict, sentence=f"The candidate {short(run['model'])} serves from now on, {over}.")
+
+# %% ../../nbs/loop/43_cycle.ipynb #d1c3b6cb
+def _seen_twice(
+    book:Workbench,                # Where
+    run:dict[str, Any],            # As the catalog has it
+    champion:dict[str, Any]|None,  # Who serves now
+    decision:Decision              # What the gates came to
+) -> Decision:                     # The same, `waits`, or `kept`
+    "Let a candidate serve only once a second person has validated it, if that is required"
+    if decision.did not in ("bootstrap", "refresh") or book.settings.champion.validation != "required": return decision
+    verdict = combine(decision.verdict.name, [decision.verdict, found := validated(book, run)])
+    if verdict.outcome == PASS: return replace(decision, verdict=verdict)
+    keeps = f"champion {short(champion['model'])} keeps serving" if champion else "nothing serves yet"
+    if found.outcome != INSUFFICIENT: return Decision(did="kept", verdict=verdict, sentence=f"The candidate passed its gates and did not stand a second look: {found.reason}; {keeps}.")
+    return Decision(did="waits", verdict=verdict, sentence=f"The candidate {short(run['model'])} passed its gates and waits for validation; {keeps}.")
 
 # %% ../../nbs/loop/43_cycle.ipynb #049248aa
 def _vetted(
@@ -112,7 +128,7 @@ def _entries(
     champion:dict[str, Any]|None, # Who served before
     decision:Decision,            # What was decided
     by:str                        # Who asked
-) -> dict[str, dict[str, Any]]:   # Kind of entry to body; none if the cycle was interrupted and is to be asked again
+) -> dict[str, dict[str, Any]]:   # Kind of entry to body; none if the cycle was interrupted; one that waits has no end yet either, and is asked again
     "What a decision does to the champion, and that the cycle is over"
     before, serves = champion["model"] if champion else "", decision.did in ("bootstrap", "refresh")
     shared = {"run": run.get("run", ""), "as_of": iso(as_of), "verdict": as_json(decision.verdict)}
@@ -120,7 +136,8 @@ def _entries(
     if serves: what["champion.set"] = {**shared, "reason": decision.sentence, "model": run["model"], "snapshot": run["parameters"]["snapshot"],
                                        "previous": before, "decision": decision.did, "by": by}
     elif decision.did == "kept": what["champion.kept"] = {**shared, "reason": decision.sentence, "model": before}
-    if decision.did != "interrupted":
+    elif decision.did == "waits": what["champion.waits"] = {**shared, "reason": decision.sentence, "model": run["model"], "previous": before, "cycle": key}
+    if decision.did not in ("interrupted", "waits"):
         what["cycle.ended"] = {**shared, "cycle": key, "outcome": decision.verdict.outcome, "champion": run["model"] if serves else before,
                                "did": decision.did, "sentence": decision.sentence}
     return what
@@ -131,7 +148,8 @@ def _settle(
     entries:dict[str, dict[str, Any]] # What `_entries` gave
 ) -> None:
     "Enter all of it, or nothing"
-    book.append_all([(kind, f"{key}:{'ended' if kind == 'cycle.ended' else 'champion'}", body) for kind, body in entries.items()], datetime.now(UTC))
+    last = {"cycle.ended": "ended", "champion.waits": "waits"}
+    book.append_all([(kind, f"{key}:{last.get(kind, 'champion')}", body) for kind, body in entries.items()], datetime.now(UTC))
 
 # %% ../../nbs/loop/43_cycle.ipynb #1e3e8bc6
 def untold(
@@ -168,7 +186,28 @@ def _candidate(
     if book.settings.holdout and not planned.holdout:
         raise UsageError("the page `retrain` of this workbench takes no `alpha`, which [holdout] sets.", "Take the page that came with this version: remove the old one, and run `retrain-nb init` here again.")
     run = run_page(book, planned, key, say)
-    return run, _vetted(book, run, champion, decide(run, champion, book.settings.champion.bootstrap))
+    return run, _judged(book, run, champion)
+
+def _judged(book:Workbench, run:dict[str, Any], champion:dict[str, Any]|None) -> Decision:
+    "Its gates, its start in a throw-away process, and where it is required a second person"
+    return _seen_twice(book, run, champion, _vetted(book, run, champion, decide(run, champion, book.settings.champion.bootstrap)))
+
+# %% ../../nbs/loop/43_cycle.ipynb #248ce4b4
+def _release(
+    book:Workbench,           # Its lock is held by the caller
+    by:str,                   # Who asks
+    say:Callable[[str], None] # Hears of progress
+) -> str:                     # Key of the cycle that came to its end by this; empty if none did
+    "Go on with the cycle whose candidate has waited"
+    if (waits := waiting(book)) is None: return ""
+    run, champion = book.ask(catalog.run, waits["run"]), book.ask(catalog.champion)
+    decision = _judged(book, run, champion)
+    if decision.did == "waits": return ""
+    _settle(book, waits["cycle"], _entries(waits["cycle"], parse_time(waits["as_of"]), run, champion, decision, by))
+    publish(book, run["run"], as_json(decision), say)
+    return str(waits["cycle"])
+
+
 
 # %% ../../nbs/loop/43_cycle.ipynb #fb257f40
 def cycle(
@@ -179,12 +218,13 @@ def cycle(
 ) -> dict[str, Any]:  # `as_of`, `verdict`, `reasons`, `run`, `did`, `sentence`, `champion`, `report`, `state`, `cause`, `new`
     "One turn of the loop"
     key = cycle_key(book, as_of)
-    if (done := book.ask(catalog.cycle, key)) and not untold(book): return answer(book, done, new=False)
+    if (done := book.ask(catalog.cycle, key)) and not untold(book) and not waiting(book): return answer(book, done, new=False)
     with book.lock():
         _ask_witness(book, say)
         if lost := mark_lost(book): say(f"closed {counted(len(lost), 'run')} whose process had died: {', '.join(lost)}")
         _catch_up(book, key, say)
-        if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=False)
+        released = _release(book, by, say)
+        if (done := book.ask(catalog.cycle, key)): return answer(book, done, new=released == key)
         with suppress(LockedError): book.seal_events(datetime.now(UTC)) # If somebody else seals them, they are sealed
         say("reading the source and freezing what was known")
         snapshot, champion, run = book.freeze(as_of, datetime.now(UTC)), book.ask(catalog.champion), dict[str, Any]()
@@ -196,7 +236,7 @@ def cycle(
         else:
             run, decision = _candidate(book, snapshot.digest, as_of, key, champion, say)
         _settle(book, key, _entries(key, as_of, run, champion, decision, by))
-        if run: publish(book, run["run"], as_json(decision), say)
+        if run and not (decision.did == "waits" and published(book, run["run"])): publish(book, run["run"], as_json(decision), say)
         tell_others(book, say)
     done = book.ask(catalog.cycle, key) or {"as_of": iso(as_of), "outcome": decision.verdict.outcome, "verdict": as_json(decision.verdict),
                                            "run": run.get("run", ""), "did": decision.did, "sentence": decision.sentence}

@@ -59,7 +59,7 @@ def _refused(connection:Connection, seq:int) -> list[dict[str, Any]]: # `entry`,
 # %% ../../nbs/loop/44_history.ipynb #3be2afbd
 def _evidence(connection:Connection, run:str, snapshot:str) -> dict[str, Any]:
     "What the decision rests on"
-    return {**_row(connection, "run", run, "recipe", "notebook", "record", "report", "metrics"),
+    return {**_row(connection, "run", run, "recipe", "notebook", "record", "report", "metrics", "validation"),
             **_row(connection, "snapshot", snapshot, "rows", "start", "end", "source")}
 
 def _row(connection:Connection, kind:str, id:str, *names:str) -> dict[str, Any]:
@@ -98,11 +98,12 @@ STEPS = (Step("snapshot.frozen", "snapshot", "snapshot", "source", "adapter"),
          Step("run.planned", "run", "run", "snapshot", "snapshot"), Step("run.planned", "run", "run", "recipe", "recipe"),
          Step("run.planned", "run", "run", "settings", "settings"), Step("run.planned", "run", "run", "model", "champion", ("compared with", "compared by")),
          Step("run.planned", "run", "run", "cycle", "cycle", ("part of", "began")), *(Step("run.ended", made, made, "run", "run")
-         for made in ("model", "notebook", "record", "provenance", "diff", "source_code")))
+         for made in ("model", "notebook", "record", "provenance", "diff", "source_code")),
+         Step("run.validated", "attestation", "attestation", "run", "run"))
 ROLES = {"champion": "model", "previous": "model", "adapter": "source"} # Fields whose name is not the kind of what they name
 
 # %% ../../nbs/loop/44_history.ipynb #849029b3
-SAYS = {"run": ("as_of", "state", "outcome", "decision", "report"), "model": ("outcome", "decision"), "snapshot": ("rows", "start", "end"),
+SAYS = {"run": ("as_of", "state", "outcome", "decision", "validation", "report"), "model": ("outcome", "decision"), "snapshot": ("rows", "start", "end"),
         "cycle": ("as_of", "outcome"), "recipe": ("view", "view_code", "contract", "policy", "trainer", "seed", "code", "environment", "commit", "dirty")}
 
 def _says(book:Workbench, connection:Connection, kind:str, id:str) -> dict[str, Any]:

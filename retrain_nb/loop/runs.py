@@ -211,7 +211,7 @@ def header(
     facts = {"run": run["run"], "as of": run["as_of"], "candidate": short(run["model"] or ""), "champion before": short(given.get("champion", "")) or "none",
              "snapshot": short(given.get("snapshot", "")), "recipe": short(run["recipe"] or ""), "seed": given.get("seed"),
              "test rows": f"decision {looks['number']} on them, at level {looks['alpha']:.3g}" if "number" in looks else "",
-             "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
+             "validation": run.get("validation") or "", "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
     links = {**({"profile of the rows": "profile.html"} if profiled else {}), **({"the page as run": f"{run['page']}.ipynb"} if run["notebook"] else {})}
     numbers = {metric.replace("_", " "): told(metric, e["value"]) for metric, e in (run["metrics"] or {}).items()}
     return {"title": f"{title}: {run['page']} as of {run['as_of'][:10]}", "state": run["state"], "cause": run["cause"] or "", "decision": decision,

@@ -49,7 +49,7 @@ CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_o
 sa.Index("ix_champions_model", CHAMPIONS.c.model, CHAMPIONS.c.seq)
 REFUSALS = _table("refusals", "entry", text=(sa.Text, "model run as_of outcome reason"), json=(JSON, "verdict"))
 RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state planned_at started_at ended_at host"),
-              more=(sa.Text, "lease_until cause outcome model notebook record report decision reason decided"),
+              more=(sa.Text, "lease_until cause outcome model notebook record report decision reason decided validation"),
               whole=(sa.BigInteger, "attempt pid"), number=(sa.Double, "seconds cpu_seconds kernel_start_cpu_seconds peak_mb"),
               json=(JSON, "parameters cell verdict metrics"))
 MENTIONS = sa.Table("mentions", metadata, # A row for each name in an entry, whatever its kind
@@ -130,6 +130,10 @@ def _run_ended(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> N
     _put(connection, RUNS, body["run"], seq, {"state": body["state"], "ended_at": at, **_pick(body, *ENDED)}, {"at": at})
     if body.get("model"): _put(connection, MODELS, body["model"], seq, {}, {"at": at, **_pick(body, "run", "outcome", "metrics")})
 
+def _run_validated(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
+    "What somebody else found who looked at it again"
+    _put(connection, RUNS, body["run"], seq, {"validation": f"{body['result']}, {body['by']}"})
+
 # %% ../../nbs/stores/23_catalog.ipynb #be67d6cc
 def _outcome(body:dict[str, Any]) -> str|None: return (body.get("verdict") or {}).get("outcome") # Of the verdict that a decision rests on
 
@@ -161,7 +165,7 @@ def _noted(seq:int, kind:str, body:dict[str, Any]) -> dict[sa.Table, list[dict[s
 
 # %% ../../nbs/stores/23_catalog.ipynb #4b9e89e4
 PROJECTIONS: dict[str, Callable[[Connection, int, str, dict[str, Any]], None]] = {
-    "snapshot.frozen": _snapshot_frozen, "run.planned": _run_planned, "run.started": _run_started, "run.ended": _run_ended,
+    "snapshot.frozen": _snapshot_frozen, "run.planned": _run_planned, "run.started": _run_started, "run.ended": _run_ended, "run.validated": _run_validated,
     "champion.set": _champion_set, "champion.kept": _champion_kept, "cycle.ended": _cycle_ended}
 
 _NOTE = {(t, dialect): f"INSERT INTO {t.name} ({', '.join(t.c.keys())}) VALUES ({', '.join([mark]*len(t.c))}) ON CONFLICT DO NOTHING" # What was noted is noted
