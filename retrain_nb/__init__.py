@@ -47,6 +47,7 @@ Modules:
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
 - `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
+- `retrain_nb.services.shadows`: What would the other procedures have done, had they served?
 - `retrain_nb.services.tables`: Here is a file. Which rows are in it, and when was each of them due?
 - `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
@@ -73,7 +74,9 @@ Modules:
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
 - `retrain_nb.stages.slices`: Better on the whole: but for whom is it worse?
+- `retrain_nb.stages.switch`: Another procedure would have done better for weeks. Is that skill, or luck that somebody waited for?
 - `retrain_nb.stages.tabular`: How do a million events lie in columns, and come back as what they were?
+- `retrain_nb.stages.teaching`: Can anything be learned from this window, or would the model know one class, or one season?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?

@@ -48,7 +48,7 @@ def live(
     done = served(open_here(args), parse_time(args.at or datetime.now(UTC)))
     if not done["model"]: text = [f"nothing served at {done['at']}" + (f"; the first model served from {done['until']}" if done["until"] else "")]
     else:
-        facts = {"run": done["run"], "snapshot": done["snapshot"][:12], "since": done["since"], "until": done["until"] or "now", "decision": f"{done['decision']}, by {done['by']}",
+        facts = {"run": done["run"], "snapshot": done["snapshot"][:12], "since": done["since"], "until": done["until"] or "now", "decision": f"{done['decision']}, by {done['by']}", "procedure": done["procedure"],
                  "reason": done["reason"], **({"validated": v} if (v := done["evidence"].get("validation")) else {}), "rows": done["evidence"]["rows"], "report": done["evidence"]["report"], "ledger": f"entry {done['entry']['seq']}, leaf {done['entry']['leaf'][:12]}"}
         text = [f"model {done['model']} served at {done['at']}", *(f"  {k:<10}{v}" for k, v in facts.items()), "", f"{counted(len(done['safeguards']), 'safeguard')} ran:",
                 *(f"  {s['outcome']:<13}{s['name']}: {s['reason']}" for s in done["safeguards"])]

@@ -68,7 +68,6 @@ def _kept(book:Workbench, digest:str) -> bytes:
     "An artifact; what is missing or changed was found where files are read, and is an `OSError` here"
     try: return book.artifacts.get(digest)
     except RetrainError as e: raise OSError(e.cause) from e
-
 def _check_kept(
     book:Workbench,        # Any
     found:auditor.Ledger   # Knows what is named

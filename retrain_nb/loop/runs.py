@@ -31,6 +31,7 @@ from ..services.execute import MARKER, REFUSAL, SCORED, Execution, execute, prog
 from ..services.workbench import Workbench
 from ..stores import catalog, ledger, origin
 from ..stores.pages import check_parameters, page_code, read_cells, read_parameters
+from ..settings import MAIN
 from ..tasks import told
 from ..windows import iso, parse_time
 
@@ -41,7 +42,8 @@ def keep_origin(
     page:Path           # Its notebook
 ) -> dict[str, Any]:    # Digests of what was kept, and of the lock files, for `run.planned`
     "Keep what the recipe knows by digest"
-    packages, entries = canonical(origin.environment()), (book.settings.features.view, book.settings.source.rows)
+    views = dict.fromkeys([book.settings.features.view, *(p.view for p in book.settings.procedure.values() if p.view)])
+    packages, entries = canonical(origin.environment()), (*views, book.settings.source.rows)
     commit, dirty, changes = origin.repository(book.root, book.written)
     if (digest(packages), commit, dirty) != (recipe.environment, recipe.commit, recipe.dirty):
         raise DataError("the packages or the repository changed while this run was planned.", "Run it again once nobody writes there.")
@@ -85,14 +87,17 @@ def plan(
     page = page_path(book, name)
     declared = read_parameters(page)
     wanted = {k: v for k, v in check_parameters(declared, given).items() if k in given}
-    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "settings": book.freeze_policy(), "seed": book.settings.trainer.seed}
-    recipe, kept, looks = None, dict[str, Any](), dict[str, Any]()
+    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "seed": book.settings.trainer.seed}
+    house["procedure"] = str(wanted.get("procedure") or book.procedure) if "procedure" in declared else MAIN
+    one, recipe, kept, looks = book.following(house["procedure"]), None, dict[str, Any](), dict[str, Any]()
+    whose:Any = book if "record" in declared else one # A page that goes on from a record looks at all procedures
+    house["settings"] = whose.freeze_policy()
     if wanted.get("alpha"): raise UsageError("nobody chooses the level of one decision.", "Section [holdout] of settings.ini says for how many an alpha has to last.")
     if "snapshot" in declared:
         moment = parse_time(house["as_of"])
         rows = book.snapshots.describe(str(wanted["snapshot"])) if wanted.get("snapshot") else book.freeze(moment, datetime.now(UTC))
         house |= {"snapshot": rows.digest, "champion": "champion" in declared and (wanted.get("champion") or (book.ask(catalog.champion) or {}).get("model")) or ""}
-        recipe = book.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])))
+        recipe = one.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])), procedure=house["procedure"])
     parameters = check_parameters(declared, {**{k: v for k, v in house.items() if k in declared}, **{k: v for k, v in wanted.items() if v != ""}})
     code = page_code(page)
     def what() -> str: return digest({"code": code, "parameters": {k: v for k, v in parameters.items() if k != "folder"}, "recipe": as_json(recipe)})
@@ -101,7 +106,7 @@ def plan(
         recipe, parameters = replace(recipe, alpha=alpha), {**parameters, "alpha": alpha or 0.0}
     if recipe:
         book.artifacts.put(canonical(as_json(recipe)), "recipe")
-        kept = keep_origin(book, recipe, page)
+        kept = keep_origin(whose, recipe, page)
     return Plan(f"{name}-{short(what())}", page, parameters, recipe, code, kept, looks)
 
 # %% ../../nbs/loop/42_runs.ipynb #b296bfbb

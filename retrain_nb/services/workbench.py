@@ -38,7 +38,7 @@ from ..durable import write_atomic, write_once
 from ..events import LATEST
 from ..notes import Checkpoint, check_note, checkpoint_text, sign_note
 from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, counted, from_json
-from ..settings import EVENTS, POLICY, Settings, find_root, load_settings, policy
+from ..settings import EVENTS, MAIN, POLICY, Settings, find_root, follow, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
 from ..stages.signals import as_known_at, need_columns, need_dated, need_label, need_utc, training_frame
@@ -447,7 +447,8 @@ def newest(self:Workbench) -> datetime: # UTC
 @patch
 def freeze_policy(self:Workbench) -> str: # Digest of the artifact
     "Keep the policy and the contract as they are now"
-    return self.artifacts.put(canonical({"policy": policy(self.settings), "contract": self.contract_text}), "settings")
+    others = {name: p.model_dump(mode="json", exclude_none=True) for name, p in self.settings.procedure.items()}
+    return self.artifacts.put(canonical({"policy": policy(self.settings), "contract": self.contract_text, **({"procedures": others} if others else {})}), "settings")
 
 # %% ../../nbs/services/33_workbench.ipynb #8c978fc5
 @patch
@@ -457,8 +458,23 @@ def as_decided(self:Workbench,
     "This workbench with its policy and contract as they were"
     if not frozen: return self
     kept = json.loads(self.artifacts.get(frozen))
-    settings = Settings.model_validate({**self.settings.model_dump(mode="json", exclude=set(POLICY)), **kept["policy"]})
+    rest = self.settings.model_dump(mode="json", exclude={*POLICY, "procedure"})
+    settings = Settings.model_validate({**rest, **kept["policy"], "procedure": kept.get("procedures", {})})
     return Workbench(self.root, settings, kept["contract"], self.snapshots, self.artifacts, self.held)
+
+@patch
+def following(self:Workbench,
+    name:str # Of a procedure; `main` is what the main sections say
+) -> Workbench:
+    "This workbench as one in which there is only this procedure"
+    return Workbench(self.root, follow(self.settings, name), self.contract_text, self.snapshots, self.artifacts, self.held, self.signed)
+
+@patch(as_prop=True)
+def procedure(self:Workbench) -> str:
+    "The champion's procedure, as the ledger tells it; `main` before there is one, and where settings no longer name it"
+    from retrain_nb.stores import catalog
+    name = (self.ask(catalog.champion) or {}).get("procedure") or MAIN
+    return name if name in self.settings.procedure else MAIN
 
 # %% ../../nbs/services/33_workbench.ipynb #7c264daf
 @patch
@@ -478,7 +494,8 @@ def recipe(self:Workbench,
     snapshot:Snapshot, # The rows
     champion:str,      # Digest of the model to compare with, or empty
     seed:int,          # The only source of randomness
-    alpha:float|None=None # One-sided level of the decision; none is that of [gates]
+    alpha:float|None=None, # One-sided level of the decision; none is that of [gates]
+    procedure:str=MAIN # Name of the procedure that this workbench follows
 ) -> Recipe:
     "All that will determine the model"
     split, trainer, view = self.split(as_of, snapshot), self.settings.trainer, self.view
@@ -488,4 +505,4 @@ def recipe(self:Workbench,
         view=view.name, view_code=view_digest(view), train_start=iso(split.train.start), cut=iso(split.cut), end=iso(split.test.end),
         trainer=f"lightgbm {version('lightgbm')}", params=fixed_params({**trainer.params, "rounds": trainer.rounds}, trainer.threads, seed, self.settings.source.task),
         seed=seed, champion=champion, policy=digest(policy(self.settings)), environment=digest(origin.environment()),
-        code=origin.package_code(package), commit=commit, dirty=dirty, alpha=alpha)
+        code=origin.package_code(package), commit=commit, dirty=dirty, alpha=alpha, procedure="" if procedure == MAIN else procedure)

@@ -45,7 +45,7 @@ JSON = sa.JSON(none_as_null=True)
 SNAPSHOTS = _table("snapshots", "snapshot", text=(sa.Text, "as_of start end"), whole=(sa.BigInteger, "rows"), json=(JSON, "parts source"))
 MODELS = _table("models", "model", text=(sa.Text, "run outcome decision"), json=(JSON, "metrics"))
 CYCLES = _table("cycles", "cycle", text=(sa.Text, "as_of outcome run champion sentence"), json=(JSON, "verdict did"))
-CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_of previous decision by reason"), json=(JSON, "verdict"))
+CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_of previous decision by reason procedure"), json=(JSON, "verdict"))
 sa.Index("ix_champions_model", CHAMPIONS.c.model, CHAMPIONS.c.seq)
 REFUSALS = _table("refusals", "entry", text=(sa.Text, "model run as_of outcome reason"), json=(JSON, "verdict"))
 RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state planned_at started_at ended_at host"),
@@ -139,7 +139,7 @@ def _outcome(body:dict[str, Any]) -> str|None: return (body.get("verdict") or {}
 
 def _champion_set(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "A model began to serve"
-    cells = _pick(body, "run", "snapshot", "as_of", "previous", "decision", "verdict", "by", "reason")
+    cells = _pick(body, "run", "snapshot", "as_of", "previous", "decision", "verdict", "by", "reason", "procedure")
     _put(connection, CHAMPIONS, str(seq), seq, {}, {"at": at, "model": body["model"], **cells})
     _put(connection, MODELS, body["model"], seq, {"decision": body.get("decision")})
     _put(connection, RUNS, body.get("run"), seq, {**_pick(body, "decision", "reason"), "decided": _outcome(body)})
