@@ -8,10 +8,10 @@ APART = -n 2 --dist loadfile --no-loadscope-reorder
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test bench lock notebooks clean
+.PHONY: help env demo test test-stats bench lock notebooks clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 env: ## Build .venv from the lock, or see that it is up to date
 	@$(PYTHON) bootstrap.py
@@ -25,6 +25,9 @@ test: env ## Lint, types, every notebook, every test
 	$(BIN)/mypy
 	$(BIN)/nbdev-test nbs
 	$(BIN)/python -m pytest $(APART)
+
+test-stats: env ## The error rates over all repetitions, as a table (RETRAIN_NB_SEED=7 for other ones)
+	$(BIN)/python -m pytest -m stats tests/test_error_rates.py -n 2 --dist load
 
 bench: env ## What a recorded run costs over a plain script, as ratios
 	$(BIN)/python -m bench

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench.backtest import folds
 from bench.contract import contract
 from bench.events import events
-from bench.gates import gates
+from bench.gates import gates, side_by_side
 from bench.history import history
 from bench.ingest import ingest
 from bench.ledger import record
@@ -142,7 +143,7 @@ def show(r: dict) -> None:
     print(f"{'ok  ' if r['ok'] else 'OVER'} {r['name']:<58}{r['seconds']:>9.4f} s  {r['ratio']:>6.2f} x {r['against']:<24}{limit}{more}", flush=True)
 
 
-GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest, "contract": contract, "snapshots": snapshots, "paired": paired, "gates": gates}
+GROUPS = {"starts": starts, "runs": runs, "ledger": record, "artifacts": lambda: [*artifact_put(), *snapshot_check()], "history": history, "verify": verify_many, "events": events, "ingest": ingest, "contract": contract, "snapshots": snapshots, "paired": paired, "gates": gates, "backtest": folds}
 
 
 def main() -> None:
@@ -151,9 +152,10 @@ def main() -> None:
     if odd := set(wanted) - set(GROUPS): raise SystemExit(f"there is no group {', '.join(odd)}; there are {', '.join(GROUPS)}")
     rows = []
     for name in wanted:
-        for found in GROUPS[name]():
-            show(found)
-            rows.append(found)
+        made = GROUPS[name]()
+        for found in made: show(found)
+        if name == "gates": print(side_by_side(made), flush=True)
+        rows += made
     (HERE/"results.json").write_text(json.dumps(rows, indent=2))
 
 

@@ -20,6 +20,7 @@ def paired(rows: int = ROWS, draws: int = DRAWS) -> list[dict[str, Any]]:
     "A row of the table for each question"
     import numpy as np
 
+    from retrain_nb.stages.evaluate import delong
     from retrain_nb.stages.paired import family, resampled
     rng = np.random.default_rng(0)
     truth = rng.normal(-1.3, 1, rows)
@@ -39,10 +40,15 @@ def paired(rows: int = ROWS, draws: int = DRAWS) -> list[dict[str, Any]]:
     for _ in range(TIMES): # In turn, so that a busy neighbour slows all of them
         for work, seconds in took.items(): seconds.append(spent(work))
     drawn, bits, alone, clustered = (statistics.median(seconds) for seconds in took.values())
+    large = rng.integers(0, rows, 1_000_000)
+    many, one, two = y[large], a[large] + rng.normal(0, 1e-6, len(large)), b[large] + rng.normal(0, 1e-6, len(large)) # Without ties, as sorts like them least
+    ranked = min(spent(lambda: np.argsort(one)) for _ in range(TIMES))
+    tested = min(spent(lambda: delong(many, one, two)) for _ in range(TIMES))
     d, marks = rng.normal(size=rows), rng.random((100, rows)) < 0.1
     together = min(spent(lambda: family(d, marks, codes=day)) for _ in range(TIMES))
     read = min(spent(lambda: [d[m].mean() for m in marks]) for _ in range(TIMES))
     what = f"{rows:,} rows by {draws:,}"
     return [row(f"paired bootstrap, AUC and log loss, {what} (CPU)", alone, drawn, "drawing row numbers alone", limit=4),
             row("  the same (CPU)", alone, bits, "drawing its own 16 bits"), row("  by 365 days (CPU)", clustered, drawn, "drawing row numbers alone", limit=4),
+            row(f"DeLong's test of {len(large):,} rows (CPU)", tested, ranked, "one sort that ranks", limit=3),
             row(f"max-T over 100 slices of {rows:,} rows by day (CPU)", together, read, "their means")]

@@ -37,6 +37,7 @@ Modules:
 - `retrain_nb.services.attestation`: Who has looked at this model a second time, and what did they find?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
+- `retrain_nb.services.folds`: Ten models of ten months: how is that asked in one page, and at the price of the ten trainings alone?
 - `retrain_nb.services.footprint`: How large is this model, how long does an answer take, and what does it do to the process that serves it?
 - `retrain_nb.services.founding`: A workbench for rows that nobody here has seen: what would its files say?
 - `retrain_nb.services.intake`: How does a file of somebody else become events, and what is said about each row that does not?

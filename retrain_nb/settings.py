@@ -9,10 +9,10 @@ and the nearest known name. A folder with a `settings.ini` is a workbench, found
 # %% auto #0
 __all__ = ['Pairs', 'Tuned', 'Margins', 'Entry', 'EVENTS', 'Slices', 'Names', 'Leeway', 'PLACES', 'MAIN', 'SECONDS', 'STEP',
            'Ladder', 'ProcedureName', 'POLICY', 'LATER', 'Section', 'WorkbenchSection', 'SourceSection',
-           'FeaturesSection', 'WindowSection', 'TrainerSection', 'HoldoutSection', 'GatePlan', 'GatesSection',
-           'ChampionSection', 'ProcedureSection', 'ShadowsSection', 'Step', 'steps', 'RunSection', 'LedgerSection',
-           'TrackingSection', 'LineageSection', 'Settings', 'parse_settings', 'follow', 'find_root', 'load_settings',
-           'policy']
+           'FeaturesSection', 'WindowSection', 'TrainerSection', 'BacktestSection', 'HoldoutSection', 'GatePlan',
+           'GatesSection', 'ChampionSection', 'ProcedureSection', 'ShadowsSection', 'Step', 'steps', 'RunSection',
+           'LedgerSection', 'TrackingSection', 'LineageSection', 'Settings', 'parse_settings', 'follow', 'find_root',
+           'load_settings', 'policy']
 
 # %% ../nbs/03_settings.ipynb #e57afe2e
 import configparser
@@ -108,6 +108,19 @@ class TrainerSection(Section):
     seed:int = 0                             # The only source of randomness
     params:Tuned = {}                        # LightGBM parameters, such as `learning_rate 0.05, num_leaves 31, boosting dart, extra_trees true`
     continued:bool = False                   # Whether the trees of the champion are kept, and `rounds` more are added
+
+# %% ../nbs/03_settings.ipynb #14dd94d9
+class BacktestSection(Section):
+    "[backtest]: how the past is asked"
+    every:Literal["day", "week", "month", "quarter"]|None = None # How often to retrain; none takes what is nearest to `holdout_days`
+    folds:int = Field(6, ge=1, le=1000)      # How many, the newest; with fewer the answer is INSUFFICIENT
+    rule:Literal["expanding", "sliding"]|None = None # None is that of [window]
+    days:float|None = Field(None, gt=0, lt=100_000) # Length of a sliding training window, the least of an expanding one; none is that of [window]
+    delay_days:float|None = Field(None, ge=0, lt=100_000) # By which labels have come; none is `wait_days`
+    feature_days:float = Field(0, ge=0, lt=100_000) # How far back a feature looks
+    embargo_days:float = Field(0, ge=0, lt=100_000) # Left out at the end of each test
+    zone:str = "UTC"                         # Whose calendar it is
+    known:Annotated[dict[str, str], BeforeValidator(_pairs)] = {} # Features that are written down later, with the columns that say when: `queue noted`
 
 # %% ../nbs/03_settings.ipynb #676beee7
 def _listed(text:Any, by:str) -> Any:
@@ -281,6 +294,7 @@ class Settings(Section):
     source:SourceSection
     features:FeaturesSection
     window:WindowSection = WindowSection()
+    backtest:BacktestSection = BacktestSection()
     trainer:TrainerSection = TrainerSection()
     gates:GatesSection
     champion:ChampionSection = ChampionSection()
@@ -397,9 +411,9 @@ def load_settings(
     except (OSError, UnicodeDecodeError) as e: raise SettingsError(f"{path} cannot be read: {e}.", "Make it a readable UTF-8 file.") from e
 
 # %% ../nbs/03_settings.ipynb #e325a0d0
-POLICY = ("source", "features", "window", "trainer", "gates", "signals", "holdout") # Sections that determine a model and its verdict
+POLICY = ("source", "features", "window", "trainer", "gates", "signals", "holdout", "backtest") # Sections that determine a model and its verdict
 _plan = {name: [] if field.default == () else field.default for name, field in GatePlan.model_fields.items()}
-LATER:dict[str, dict[str, Any]] = {"source": {"task": "binary"}, "window": {"wait_days": 0, "anchor": "now", "season_days": 0}, "trainer": {"continued": False}, "gates": _plan, "holdout": {"alpha": None}} # Keys that came after the first ledgers: at these values they are left out, and old recipes keep their digest
+LATER:dict[str, dict[str, Any]] = {"source": {"task": "binary"}, "window": {"wait_days": 0, "anchor": "now", "season_days": 0}, "trainer": {"continued": False}, "gates": _plan, "holdout": {"alpha": None}, "backtest": BacktestSection().model_dump(mode="json")} # Keys that came after the first ledgers: at these values they are left out, and old recipes keep their digest
 
 # %% ../nbs/03_settings.ipynb #cf43d8ff
 def policy(

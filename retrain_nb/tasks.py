@@ -156,12 +156,17 @@ def placements(
 ) -> "np.ndarray":  # (n,) in [0, 1]; their mean over either class is the AUC
     "For each row the share of the other class that it is ranked right against"
     import numpy as np
-    values, at = np.unique(p, return_inverse=True)
-    positive = np.bincount(at, y, minlength=len(values))
-    negative = np.bincount(at, minlength=len(values)) - positive
-    beaten = (np.cumsum(negative) - negative/2)/negative.sum()
-    above = 1 - (np.cumsum(positive) - positive/2)/positive.sum()
-    return np.where(y == 1, beaten[at], above[at])
+    order = np.argsort(p)
+    scores, ones = p[order], np.asarray(y, dtype="float64")[order]
+    last = np.append(np.flatnonzero(scores[1:] != scores[:-1]), len(scores) - 1) # Where runs of equal scores end
+    ended, rows = np.cumsum(ones)[last], np.diff(last, prepend=-1)
+    positive = np.diff(ended, prepend=0.0)
+    negative, total = rows - positive, ended[-1]
+    beaten, above = (last + 1 - ended - negative/2)/(len(scores) - total), 1 - (ended - positive/2)/total
+    if len(last) < len(scores): beaten, above = np.repeat(beaten, rows), np.repeat(above, rows)
+    found = np.empty(len(scores))
+    found[order] = np.where(ones == 1, beaten, above)
+    return found
 
 # %% ../nbs/02b_tasks.ipynb #b79d5aa6
 LOSSES:dict[str, Any] = { # Per row; their mean is the metric

@@ -131,3 +131,12 @@ view = airline.feed:view
 [gates]
 margins = log_loss 0.01, auc 0.01
 """
+
+
+def pytest_terminal_summary(terminalreporter):
+    "A table of the error rates that tests have recorded with `record_property`, whichever process they ran in"
+    rates = [value for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", "") == "call" for name, value in r.user_properties if name == "rate"]
+    if not rates: return
+    terminalreporter.section("error rates")
+    terminalreporter.write_line(f"{'':<76}{'rate':>7}  {'accepted':<15}{'repetitions':>12}{'seed':>6}")
+    for name, rate, low, high, reps, seed in rates: terminalreporter.write_line(f"{name:<76}{rate:>7.3f}  {low:>6.3f} to {high:<6.3f}{reps:>10,}{seed:>6}")

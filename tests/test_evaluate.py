@@ -48,6 +48,18 @@ def test_delong_gives_the_known_answers(case):
         assert found[name] == pytest.approx(value, rel=1e-8 if name in "zp" else 2e-10, abs=1e-12), name
 
 
+def test_delong_is_to_twelve_digits_what_comparing_all_pairs_gives():
+    y, a, b, _ = toy(400)
+    a, b = a.round(2), b.round(1) # Ties in one, more in the other
+    late, punctual = y == 1, y == 0
+    pairs = [(s[late][:, None] > s[punctual]) + (s[late][:, None] == s[punctual])/2 for s in (a, b)]
+    s = sum(np.cov([w.mean(axis=axis) for w in pairs])/n for axis, n in ((1, late.sum()), (0, punctual.sum())))
+    se, found = (s[0, 0] + s[1, 1] - 2*s[0, 1])**0.5, delong(y, a, b)
+    diff = pairs[0].mean() - pairs[1].mean()
+    wanted = {"auc_a": pairs[0].mean(), "var_a": s[0, 0], "var_b": s[1, 1], "cov": s[0, 1], "diff": diff, "se": se, "z": diff/se, "p": 2*ndtr(-abs(diff/se)), "lo": diff - 1.959963984540054*se}
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+
+
 def test_placements_equal_the_comparison_of_all_pairs():
     y, a, b, _ = toy(300)
     a = a.round(1) # Many ties

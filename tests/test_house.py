@@ -361,7 +361,7 @@ def help_of(command): # -> what `retrain-nb COMMAND --help` prints, or nothing i
 
 
 def unreal(shown): # -> the commands among these that this version does not have, or not with these flags
-    targets = set(re.findall(r"^([a-z]+):", (ROOT/"Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT/"Makefile").read_text(), re.MULTILINE))
     wrong = [words for words in shown if words[0] == "make" and not {w for w in words[1:] if "=" not in w} <= targets]
     ours = [words for words in shown if words[0] == "retrain-nb" and len(words) > 1]
     helps = {name: help_of(name) for name in sorted({words[1] for words in ours})}

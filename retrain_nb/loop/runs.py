@@ -97,7 +97,7 @@ def plan(
     if "snapshot" in declared:
         moment = parse_time(house["as_of"])
         rows = book.snapshots.describe(str(wanted["snapshot"])) if wanted.get("snapshot") else book.freeze(moment, datetime.now(UTC))
-        house |= {"snapshot": rows.digest, "champion": wanted.get("champion") or (book.ask(catalog.champion) or {}).get("model", "")}
+        house |= {"snapshot": rows.digest, "champion": "champion" in declared and (wanted.get("champion") or (book.ask(catalog.champion) or {}).get("model")) or ""}
         recipe = one.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])), procedure=house["procedure"])
     parameters = check_parameters(declared, {**{k: v for k, v in house.items() if k in declared}, **{k: v for k, v in wanted.items() if v != ""}})
     code = page_code(page)

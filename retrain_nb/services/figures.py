@@ -9,7 +9,7 @@ mail: matplotlib without `pyplot`, so that no global state and no window can get
 # %% auto #0
 __all__ = ['WIDTH', 'DOTS', 'COLOURS', 'MANY', 'INK', 'MUTED', 'GRID', 'CANDIDATE', 'RIVAL', 'TRAIN', 'TEST', 'OUTCOME', 'HELP',
            'SHADES', 'REACH', 'GOALS', 'SEEN', 'Picture', 'periods', 'shares_of', 'stream', 'ripeness', 'rail_colour',
-           'rails', 'daily', 'calibration', 'importance', 'race']
+           'rails', 'daily', 'calibration', 'importance', 'race', 'folds']
 
 # %% ../../nbs/services/34_figures.ipynb #a4b6e6fa
 import importlib
@@ -414,4 +414,23 @@ def race(
     ax.set_ylabel(f"loss less than `{champion}`, summed", color=MUTED, fontsize=8)
     ax.locator_params(axis="y", nbins=4)
     if saved: _dates(ax)
+    return picture
+
+# %% ../../nbs/services/34_figures.ipynb #10deeb4f
+def folds(
+    asked:Any,    # A `Backtest`: `folds` with `cut`, `end` and a mean loss for each procedure, the first of them the one that is asked about
+    kept:Any,     # What `services.folds.lost` gave: its `difference`s
+    goal:str      # The metric they are measured by
+) -> Picture:
+    "What each procedure lost in each fold, and by how much the first was better"
+    table, names = asked.folds, list(asked.folds.columns[4:])
+    say = lambda name, e: f"{'better' if e.high < 0 else 'worse' if e.low > 0 else 'no different'} than {name.partition(' against ')[2]} ({-e.high:+.4f} to {-e.low:+.4f})"
+    finding = f"{names[0].capitalize()} {counted(len(table), 'time')}: " + "; ".join(say(name, e) for name, e in list(kept["difference"].items())[:2])
+    picture, (ax,) = _panels(finding, 2.7)
+    for place, name in enumerate(names):
+        colour, width = (CANDIDATE, 2.4) if not place else (RIVAL, 1.4)
+        for cut, end, loss in zip(table["cut"], table["end"], table[name]): ax.hlines(loss, cut, end, color=colour, linewidth=width, alpha=1 if place < 2 else 0.5)
+    _dates(ax)
+    _end_labels(ax, table["end"].iloc[-1], [(name, float(table[name].iloc[-1]), CANDIDATE if not i else RIVAL) for i, name in enumerate(names)])
+    ax.set_ylabel(f"{goal.replace('_', ' ')} of the fold", fontsize=8, color=MUTED)
     return picture

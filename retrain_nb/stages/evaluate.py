@@ -65,10 +65,13 @@ def delong(
 ) -> dict[str, float]: # `auc_a`, `auc_b`, `var_a`, `var_b`, `cov`, `diff` (a - b), `se`, `z`, `p` (two-sided), `lo`, `hi`
     "Paired test of two AUCs on independent rows, after DeLong (1988)"
     from scipy.special import ndtr, ndtri
-    v = np.stack([placements(y, a), placements(y, b)])
-    late, punctual = v[:, y == 1], v[:, y == 0]
-    s = np.cov(late)/late.shape[1] + np.cov(punctual)/punctual.shape[1]
-    (auc_a, auc_b), se = late.mean(axis=1), max(s[0, 0] + s[1, 1] - 2*s[0, 1], 0)**0.5
+    v, late = np.stack([placements(y, a), placements(y, b)]), (y == 1).astype("float64")
+    (auc_a, auc_b), s = v @ late/late.sum(), np.zeros((2, 2))
+    for of in (late, 1 - late): # Each class with its own mean, without taking it out of the rows
+        n = of.sum()
+        e = (v - (v @ of/n)[:, None])*of
+        s += e @ e.T/(n*(n - 1))
+    se = max(s[0, 0] + s[1, 1] - 2*s[0, 1], 0)**0.5
     diff, q = auc_a - auc_b, ndtri((1 + level)/2)
     z = diff/se if se else 0.0 if diff == 0 else np.copysign(np.inf, diff)
     found = {"auc_a": auc_a, "auc_b": auc_b, "var_a": s[0, 0], "var_b": s[1, 1], "cov": s[0, 1], "diff": diff, "se": se, "z": z,

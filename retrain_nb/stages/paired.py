@@ -9,7 +9,8 @@ same seed gives the same interval, and that where there is no evidence there is 
 
 # %% auto #0
 __all__ = ['detectable', 'paired_mean', 'rows_needed', 'rmse_change', 'resampled', 'bca', 'paired_bca', 'paired_bootstrap',
-           'hac_mean', 'diebold_mariano', 'block_length', 'block_mean', 'holm', 'max_t', 'Family', 'family']
+           'hac_mean', 'diebold_mariano', 'block_length', 'block_mean', 'folds_mean', 'holm', 'max_t', 'Family',
+           'family']
 
 # %% ../../nbs/stages/13b_paired.ipynb #017ccdad
 import math
@@ -109,12 +110,13 @@ def _table() -> np.ndarray:
 class _Ranks:
     "What one sort of the scores leaves to be done for any weights"
     def __init__(self, rare:np.ndarray, rest:np.ndarray): # Scores of the rarer class and of the other
-        self.order, self.weights, self.sums = np.argsort(rare, kind="stable"), np.empty(len(rare)), np.zeros(len(rare) + 1)
-        low, high = (np.searchsorted(rare[self.order], rest, side) for side in ("left", "right"))
-        self.places, self.below = ([low, high] if (low != high).any() else [low]), np.empty(len(rest)) # Ties count half
-    def won(self, rare:np.ndarray, rest:np.ndarray) -> float: # Weights, in the order of the scores that were given
+        order = np.argsort(rare, kind="stable")
+        self.order, self.weights, self.sums = None if (order[1:] > order[:-1]).all() else order, np.empty(len(rare), "uint8"), np.zeros(len(rare) + 1, "int64") # None if in order
+        low, high = (np.searchsorted(rare[order], rest, side) for side in ("left", "right"))
+        self.places, self.below = ([low, high] if (low != high).any() else [low]), np.empty(len(rest), "int64") # Ties count half
+    def won(self, rare:np.ndarray, rest:np.ndarray) -> float: # Weights, uint8 and float64, in the order of the scores that were given
         "Weight of all pairs in which the row of the other class has the higher score"
-        np.cumsum(rare.take(self.order, out=self.weights, mode="clip"), out=self.sums[1:])
+        np.cumsum(rare if self.order is None else rare.take(self.order, out=self.weights, mode="clip"), dtype="int64", out=self.sums[1:])
         return sum(float(np.einsum("i,i->", self.sums.take(place, out=self.below, mode="clip"), rest)) for place in self.places)/len(self.places)
 
 # %% ../../nbs/stages/13b_paired.ipynb #d32ca151
@@ -134,14 +136,14 @@ def resampled(
     k, a, b, d = int((y == few).sum()), a[at], b[at], (log_losses(y, a) - log_losses(y, b))[at]
     first, second = _Ranks(a[:k], a[k:]), _Ranks(b[:k], b[k:])
     group = None if codes is None else _codes(codes, len(y))[at]
-    rng, table, sign = np.random.default_rng(seed), _table(), 1 if few else -1
-    drawn, w, found = np.empty(len(y) if group is None else int(group.max()) + 1), np.empty(len(y)), np.full((2, draws), math.nan)
+    bits, table, sign = np.random.default_rng(seed).bit_generator, _table().astype("uint8"), 1 if few else -1
+    drawn, held, w, found = np.empty(len(y) if group is None else int(group.max()) + 1, "uint8"), np.empty(len(y), "uint8"), np.empty(len(y)), np.full((2, draws), math.nan)
     for i in range(draws):
-        table.take(rng.integers(0, 65536, len(drawn), dtype="uint16"), out=drawn, mode="clip")
-        v = drawn if group is None else drawn.take(group, out=w, mode="clip")
-        rare, rest = float(v[:k].sum()), float(v[k:].sum())
-        if rare and rest: found[0, i] = sign*(first.won(v[:k], v[k:]) - second.won(v[:k], v[k:]))/(rare*rest)
-        if rare + rest: found[1, i] = float(np.einsum("i,i->", v, d))/(rare + rest)
+        table.take(bits.random_raw(-(-len(drawn)//4)).astype("<u8", copy=False).view("<u2")[:len(drawn)], out=drawn, mode="clip") # Four times sixteen bits a number
+        w[:] = v = drawn if group is None else drawn.take(group, out=held, mode="clip")
+        rare, rest = float(w[:k].sum()), float(w[k:].sum())
+        if rare and rest: found[0, i] = sign*(first.won(v[:k], w[k:]) - second.won(v[:k], w[k:]))/(rare*rest)
+        if rare + rest: found[1, i] = float(np.einsum("i,i->", w, d))/(rare + rest)
     return {"auc": found[0], "log_loss": found[1]}
 
 # %% ../../nbs/stages/13b_paired.ipynb #d3fe2e05
@@ -283,6 +285,21 @@ def block_mean(
     value, error, t = float(d.mean()), float(found.std())*(k/(k - 1))**0.5, float(stdtrit(k - 1, (1 + level)/2))
     return Estimate(value=value, low=value - t*error, high=value + t*error, n=len(d), clusters=k, level=level, detectable=detectable(error, t, k - 1),
                     method=f"stretches of {size} on a circle, {draws:,} resamples, approximate")
+
+# %% ../../nbs/stages/13b_paired.ipynb #dca6461e
+def folds_mean(
+    d:np.ndarray,     # (k,) mean differences, one for each fold
+    ratio:float,      # Test rows of a fold by its training rows
+    level:float=0.9   # Coverage of the two-sided interval, approximate
+) -> Estimate|None:   # None below two folds
+    "The mean over folds whose training rows overlap"
+    from scipy.special import stdtrit
+    d = _differences(d)
+    k = len(d)
+    if not ratio >= 0: raise UsageError(f"{ratio} test rows for each training row.", "Give the number of test rows by that of training rows, 0 or more.")
+    if k < 2: return None
+    value, error, t = float(d.mean()), float((1/k + ratio)*d.var(ddof=1))**0.5, float(stdtrit(k - 1, (1 + level)/2))
+    return Estimate(value=value, low=value - t*error, high=value + t*error, n=k, clusters=k, level=level, method=f"{k} folds that share training rows, approximate", detectable=detectable(error, t, k - 1))
 
 # %% ../../nbs/stages/13b_paired.ipynb #44c200ce
 def holm(
