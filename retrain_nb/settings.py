@@ -154,7 +154,7 @@ class GatePlan(Section):
         need = {"slices": ("slice_margin",), "find_slices": ("slice_margin",), "groups": ("group_margin", "decide_at")}
         lacks = [(k, other) for k, others in need.items() if getattr(self, k) for other in others if getattr(self, other) is None]
         if lacks: raise ValueError(f"`{lacks[0][0]}` needs `{lacks[0][1]}`, which has no default")
-        if odd := set(self.calibration) - {"slope", "intercept", "squared_error"}: raise ValueError(f"calibration: `{min(odd)}` is not measured; known are slope, intercept, squared_error")
+        if odd := sorted(set(self.calibration) - {"slope", "intercept", "squared_error"}): raise ValueError(f"calibration: `{odd[0]}` is not measured; known are slope, intercept, squared_error")
         if odd := [c for c, way in self.monotone.items() if way[:1] not in "+-"]: raise ValueError(f"monotone: `{odd[0]}` needs `+` or `-`")
         if odd := [c for c, way in self.invariant.items() if way[:1] in "+-"]: raise ValueError(f"invariant: `{odd[0]}` takes no sign")
         if odd := [o for o in self.own if not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", o)]: raise ValueError(f"own: `{odd[0]}` is not `module:name`")

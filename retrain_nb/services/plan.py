@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..records import INSUFFICIENT, PASS, SettingsError, UsageError, Verdict, combine, counted, guard, trace_of, verdict_table
+from ..records import INSUFFICIENT, PASS, SettingsError, UsageError, Verdict, combine, guard, trace_of, verdict_table
 from ..stages.gates import GatePolicy
 from ..tasks import LOSSES, TASKS, class_codes
 
@@ -49,6 +49,7 @@ class Questions:
     own:dict[str, Callable[..., Verdict]] = field(default_factory=dict) # Gates of one's own, by `module:name`
     cost:Callable[..., Any]|None = None # Labels and scores to what each row costs
 
+# %% ../../nbs/services/36b_plan.ipynb #1835c9d0
 def _loaded(book:Any, key:str, name:str) -> Any:
     "What `module:name` names"
     try: return book.load(name)
