@@ -19,18 +19,22 @@ Modules:
 - `retrain_nb.loop.cycle`: It is 03:00. Is there a reason to retrain, and may the new model take over?
 - `retrain_nb.loop.deliver`: Who has to hear of what happened, and has not heard it yet?
 - `retrain_nb.loop.history`: What served at that moment, on whose word and what evidence, and where did it come from?
+- `retrain_nb.loop.holdout`: Which decisions have these test rows taken already, and at which level may they take one more?
 - `retrain_nb.loop.ingest`: Is all of it in, or nothing, and what became of each row?
 - `retrain_nb.loop.reproduce`: Run again from what was recorded, is it the same model, to the last byte?
 - `retrain_nb.loop.retention`: What in the store may go, and why must everything else stay?
 - `retrain_nb.loop.runs`: How does a notebook become a record that can be relied upon?
 - `retrain_nb.loop.served`: Does the service show the model what training shows it?
 - `retrain_nb.loop.server`: When may a sender forget an event that it has sent?
+- `retrain_nb.loop.validate`: Does a second person, from the artifacts alone, come to the numbers that this run was judged by?
+- `retrain_nb.loop.validation`: Has somebody else looked at this candidate, and may it serve now?
 - `retrain_nb.mapping`: Which column of somebody else's rows is which part of an event?
 - `retrain_nb.mentions`: Which files, and which other things, does this entry speak of?
 - `retrain_nb.merkle`: Is this entry in the record, and is today's record yesterday's with something added?
 - `retrain_nb.notes`: Who signed this, and can somebody check it without us?
 - `retrain_nb.promises`: What did the people who send the rows promise about them, and may they promise something else now?
 - `retrain_nb.records`: What do the rooms of this house hand to each other?
+- `retrain_nb.services.attestation`: Who has looked at this model a second time, and what did they find?
 - `retrain_nb.services.execute`: Did this page run, all of it, with the parameters we meant?
 - `retrain_nb.services.figures`: What does somebody see who has ten seconds?
 - `retrain_nb.services.footprint`: How large is this model, how long does an answer take, and what does it do to the process that serves it?
@@ -42,6 +46,7 @@ Modules:
 - `retrain_nb.services.provenance`: Where does this model come from, and who says so?
 - `retrain_nb.services.render`: Can somebody without Jupyter, without a network and without trust read what a run found?
 - `retrain_nb.services.session`: What does a run page hold in its hands, and what does it leave behind?
+- `retrain_nb.services.shadows`: What would the other procedures have done, had they served?
 - `retrain_nb.services.tables`: Here is a file. Which rows are in it, and when was each of them due?
 - `retrain_nb.services.tracking`: How does a run get into W&B without W&B ever getting into the run?
 - `retrain_nb.services.vetting`: Does this model start, and does it still answer as it did when it was made?
@@ -64,10 +69,13 @@ Modules:
 - `retrain_nb.stages.paired`: Two models met the same rows. What is the difference worth, and what if we looked in twenty places?
 - `retrain_nb.stages.privacy`: Is there something about a person in here that nobody declared?
 - `retrain_nb.stages.proposal`: Here are rows that nobody has seen before: what could a model learn from them, and how would one judge it?
+- `retrain_nb.stages.recompute`: Does somebody who trusts none of our code come to the same numbers, and to the same verdict?
 - `retrain_nb.stages.signals`: What did we know at that moment, and what did we only learn later?
 - `retrain_nb.stages.skew`: Did the model in service see what we would have shown it in training?
 - `retrain_nb.stages.slices`: Better on the whole: but for whom is it worse?
+- `retrain_nb.stages.switch`: Another procedure would have done better for weeks. Is that skill, or luck that somebody waited for?
 - `retrain_nb.stages.tabular`: How do a million events lie in columns, and come back as what they were?
+- `retrain_nb.stages.teaching`: Can anything be learned from this window, or would the model know one class, or one season?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?

@@ -26,7 +26,7 @@ def _told(
             else: yield field, item
 
 # %% ../nbs/08_mentions.ipynb #4dae45f0
-ARTIFACTS = ("model", "champion", "previous", "notebook", "record", "recipe", "settings", "provenance", "report", "diff", "source_code", "bundle")
+ARTIFACTS = ("model", "champion", "previous", "notebook", "record", "recipe", "settings", "provenance", "report", "diff", "source_code", "bundle", "attestation")
 SIGNALS = ("segment", "id_hashes") # Of sealed events
 FILES = (*ARTIFACTS, *SIGNALS, "snapshot")
 DIGEST = re.compile(r"[0-9a-f]{64}")

@@ -189,6 +189,8 @@ class Recipe:
     code:str               # Digest of this package's source
     commit:str             # Commit of the user's repository; empty when there is none
     dirty:str              # Digest of uncommitted changes; empty when clean
+    procedure:str = field(default="", metadata=LATER) # Name of the procedure that it follows; empty is the main one
+    alpha:float|None = field(default=None, metadata=LATER) # One-sided level that the budget of the test rows left to this decision; none is that of [gates]
 
 # %% ../nbs/00_records.ipynb #bdcd2879
 def differences(

@@ -12,6 +12,8 @@ __all__ = ['Rule', 'parse_time', 'iso', 'Window', 'Split', 'split_at']
 # %% ../nbs/02_windows.ipynb #8eef2188
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import reduce
+from operator import or_
 from typing import Any, Literal, get_args
 
 from .records import SettingsError, UsageError
@@ -54,7 +56,7 @@ class Window:
     def __repr__(self) -> str: return f"{iso(self.start)} to {iso(self.end)}"
 
 # %% ../nbs/02_windows.ipynb #b3eb343f
-Rule = Literal["expanding", "sliding"]
+Rule = Literal["expanding", "sliding", "latest", "seasonal"]
 
 # %% ../nbs/02_windows.ipynb #d713ab73
 @dataclass(frozen=True)
@@ -62,15 +64,37 @@ class Split:
     "Where training ends and judging begins"
     train:Window # Rows to learn from
     test:Window  # Rows to judge on, all later
+    seasons:tuple[Window, ...]=() # Where only parts of `train` teach: these
     @property
     def cut(self) -> datetime: return self.test.start
+    def teaches(self,
+        times:Any # A series of UTC times, or one of them
+    ) -> Any:     # True where a row due then may teach
+        "Which of `times` lie in the training window, or in one of its seasons"
+        return reduce(or_, (w.contains(times) for w in self.seasons or (self.train,)))
 
 # %% ../nbs/02_windows.ipynb #7a04986a
+def _years_before(moment:datetime, years:int) -> datetime:
+    "The same date so many years before; 28 February for a 29th that was none"
+    try: return moment.replace(year=moment.year - years)
+    except ValueError: return moment.replace(year=moment.year - years, day=28)
+
+def _seasons(
+    first:datetime, # Time of the oldest row there is
+    test:Window,    # Rows to judge on
+    days:float      # How far around the test's own dates a season reaches, and how many of the newest days teach too
+) -> tuple[Window, ...]: # Oldest first; the last one ends where the test begins
+    "The dates of the test in earlier years, and the newest days"
+    around, most = timedelta(days=days), test.start.year - first.year + 1
+    years = [(max(first, _years_before(test.start, n) - around), min(_years_before(test.end, n) + around, test.start)) for n in range(most, 0, -1)]
+    return tuple(Window(start, end) for start, end in [*years, (max(first, test.start - around), test.start)] if start < end)
+
+# %% ../nbs/02_windows.ipynb #3f804c12
 def split_at(
     as_of:datetime,     # End of everything; nothing later is seen
     first:datetime,     # Time of the oldest row there is
-    rule:Rule,          # `expanding` trains on all before the cut, `sliding` on the last `days`
-    days:float,         # Length of a sliding training window; without effect when expanding
+    rule:Rule,          # `expanding` trains on all before the cut, `sliding` and `latest` on the last `days`, `seasonal` on those and on as much around the test's dates in earlier years
+    days:float,         # Length of the training window; without effect when expanding
     holdout_days:float, # Length of the test window
     wait_days:float=0   # How long labels take: the test window ends so much before `as_of`
 ) -> Split:
@@ -78,5 +102,7 @@ def split_at(
     if rule not in get_args(Rule): raise SettingsError(f"unknown window rule `{rule}`.", f"Choose one of {', '.join(get_args(Rule))}.")
     end = as_of - timedelta(days=wait_days)
     cut = end - timedelta(days=holdout_days)
-    start = first if rule == "expanding" else max(first, cut - timedelta(days=days))
-    return Split(Window(start, cut), Window(cut, end))
+    test = Window(cut, end)
+    seasons = _seasons(first, test, days) if rule == "seasonal" else ()
+    start = first if rule == "expanding" else seasons[0].start if seasons else max(first, cut - timedelta(days=days))
+    return Split(Window(start, cut), test, seasons)

@@ -349,7 +349,7 @@ def test_a_cycle_killed_between_run_and_decision_is_carried_on(parcels, capsys, 
     assert len(call(capsys, parcels, "status")[1]["runs"]) == runs
 
 
-def cycle_interrupted_at(kind, root, monkeypatch):
+def cycle_interrupted_at(kind, root, monkeypatch, now=APRIL):
     "Somebody presses Ctrl-C when an entry of this kind is to be written"
     from retrain_nb.services import workbench
     real = workbench._Pen.enter
@@ -357,7 +357,7 @@ def cycle_interrupted_at(kind, root, monkeypatch):
         if what == kind: raise KeyboardInterrupt
         return real(pen, what, key, body)
     monkeypatch.setattr(workbench._Pen, "enter", enter)
-    assert main(["cycle", "--now", APRIL, "--root", str(root)]) == 130
+    assert main(["cycle", "--now", now, "--root", str(root)]) == 130
     monkeypatch.undo()
 
 
@@ -383,6 +383,18 @@ def test_a_cycle_killed_between_its_decision_and_its_report_is_carried_on(parcel
     before = entries(parcels)
     call(capsys, parcels, "cycle", "--now", next_turn)
     assert entries(parcels) == before
+
+
+def test_a_run_by_hand_publishes_what_a_killed_cycle_did_not(parcels, capsys, monkeypatch):
+    import retrain_nb.loop.cycle as room
+    snapshot = call(capsys, parcels, "status")[1]["champion"]["snapshot"]
+    monkeypatch.setattr(room, "publish", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert main(["cycle", "--now", APRIL, "--root", str(parcels)]) == 130
+    monkeypatch.undo()
+    run = call(capsys, parcels, "status")[1]["champion"]["run"]
+    done = call(capsys, parcels, "run", "retrain", "-p", "snapshot", snapshot, "-p", "seed", "9", "--now", MARCH)[1]
+    assert done["new"] and "Run by hand" in (parcels/done["report"]).read_text()
+    assert "serves from now on, in place of" in (parcels/"reports"/run/"report.html").read_text()
 
 
 def test_a_run_whose_process_died_becomes_lost_at_the_next_turn(parcels, capsys):

@@ -13,6 +13,7 @@ import pytest
 from retrain_nb.digest import canonical
 from retrain_nb.faces.cli import main
 from retrain_nb.loop.reproduce import reproduce
+from retrain_nb.loop.validate import validate
 from retrain_nb.records import FAIL, INSUFFICIENT, PASS, DataError, Model, SettingsError, Verdict, as_json, from_json
 from retrain_nb.services.vetting import check_text, vet
 from retrain_nb.services.workbench import open_workbench
@@ -124,6 +125,7 @@ def test_several_classes_go_all_the_way(tmp_path, capsys):
     assert re.findall(NEVER, text) == [] and "3 classes, the commonest" in text and "Share of" in text, re.findall(f".{{60}}(?:{NEVER}).{{20}}", text)
     again = reproduce(open_workbench(root), second["run"])
     assert again["verdict"] == "REPRODUCED", again["sentence"]
+    assert [validate(open_workbench(root), one["run"])["differs"] for one in (first, second)] == [[], []] # Against the base rate, and against the champion
 
 
 def test_a_number_with_a_trend_goes_all_the_way_and_the_trend_is_seen(tmp_path, capsys):
@@ -143,6 +145,7 @@ def test_a_number_with_a_trend_goes_all_the_way_and_the_trend_is_seen(tmp_path, 
     assert re.findall(NEVER, text) == [] and "Mean of what" in text and "absolute error" in text, re.findall(f".{{60}}(?:{NEVER}).{{20}}", text)
     again = reproduce(open_workbench(root), second["run"])
     assert again["verdict"] == "REPRODUCED", again["sentence"]
+    assert [validate(open_workbench(root), one["run"])["differs"] for one in (first, second)] == [[], []] # Against the base rate, and against the champion
 
 
 @pytest.mark.parametrize("name, task, label, words", [

@@ -144,12 +144,16 @@ def run(
 ) -> Answer:
     "Execute one run notebook as a recorded run"
     not_now(args)
+    from retrain_nb.loop.cycle import catch_up, untold
     from retrain_nb.loop.runs import mark_lost, plan, publish, published, run_page, tell_others
     from retrain_nb.windows import parse_time
     book = open_here(args)
     with book.lock():
         mark_lost(book)
-        done = run_page(book, plan(book, args.page, dict(args.parameters or []), parse_time(args.now or datetime.now(UTC))), say=say)
+        planned = plan(book, args.page, dict(args.parameters or []), parse_time(args.now or datetime.now(UTC)))
+        left = [r for r in untold(book) if r["cycle"] or r["run"] != planned.run] # By whoever was killed before the report was written
+        if left: catch_up(book, None, say)
+        done = run_page(book, planned, say=say)
         told = bool(done["cycle"]) or published(book, done["run"]) # A cycle publishes its own runs, now or at its next turn
         if not told: publish(book, done["run"], {"did": "run", "sentence": "Run by hand; the champion stays as it is."}, say)
         tell_others(book, say)
@@ -159,21 +163,41 @@ def run(
     return {**done, "new": not told}, "\n".join(text), code
 
 # %% ../../nbs/faces/51_daily.ipynb #f16c4a3d
+def _standing(
+    body:dict[str, Any] # Of the newest `shadows.ended`
+) -> dict[str, Any]:    # `as_of`, `procedure` they were held against, `run`, `challengers`, `waiting`
+    "How the other procedures stand"
+    parts = [{**{name: v.get(name) for name in ("outcome", "value", "threshold", "n", "reason")}, "procedure": v["name"]} for v in body["verdict"].get("parts", [])]
+    return {**{name: body[name] for name in ("as_of", "procedure", "run", "waiting")}, "challengers": parts}
+
+def _spare(left:dict[str, Any]) -> str:
+    "What is left of the test rows, in a line"
+    rows = f"test rows {left['rows']['start'][:10]} to {left['rows']['end'][:10]}" if left["rows"] else "test rows"
+    return f"{rows}: {left['reason']}" + (f"; a test free of them ends on {left['renewed'][:10]}" if left["renewed"] and left["outcome"] == "PASS" and left["decisions"] else "")
+
 def status(
     args:argparse.Namespace # Nothing of its own
 ) -> Answer:
     "Where things stand"
-    from retrain_nb.stores import catalog
+    from retrain_nb.loop.holdout import standing
+    from retrain_nb.loop.validation import waiting
+    from retrain_nb.stores import catalog, ledger
     book = open_here(args)
-    champion, last = book.ask(catalog.champion), book.ask(catalog.last_cycle)
+    champion, last, shade = book.ask(catalog.champion), book.ask(catalog.last_cycle), book.ask(ledger.newest, "shadows.ended")
     runs = [{"run": r["run"], "as_of": r["as_of"][:10], "state": r["state"], "verdict": r["outcome"]} for r in book.ask(catalog.runs, 10)]
-    live = {**{k: champion[k] for k in ("model", "run", "snapshot", "decision", "verdict", "by")}, "since": champion["as_of"]} if champion else None
+    live = {**{k: champion[k] for k in ("model", "run", "snapshot", "decision", "verdict", "by")}, "since": champion["as_of"], "procedure": book.procedure} if champion else None
+    shadows = _standing(shade.body) if shade and book.settings.procedure else None
     turn = {"as_of": last["as_of"], "verdict": last["outcome"], "run": last["run"], "did": last["did"], "sentence": last["sentence"], "reasons": [last["verdict"]]} if last else None
-    report = book.ask(catalog.run, champion["run"])["report"] if champion else ""
+    report, left = book.ask(catalog.run, champion["run"])["report"] if champion else "", standing(book)
+    waits = {k: held[k] for k in ("run", "model", "as_of")} if (held := waiting(book)) else None
     done = {"root": str(book.root), "name": book.settings.workbench.name, "champion": live, "last_cycle": turn, "runs": runs, "report": report,
-            "reports": str(book.reports/"index.html")}
-    head = f"champion {champion['model'][:12]} since {champion['as_of']} ({champion['decision']}, run {champion['run']})" if champion else "no champion yet: run `retrain-nb cycle`"
+            "reports": str(book.reports/"index.html"), "holdout": left, "waiting": waits, "shadows": shadows}
+    head = f"champion {champion['model'][:12]} since {champion['as_of']} ({champion['decision']}{f' by procedure `{book.procedure}`' if book.settings.procedure else ''}, run {champion['run']})" if champion else "no champion yet: run `retrain-nb cycle`"
     text = [f"{book.settings.workbench.name} in {book.root}", head, f"last cycle {turn['as_of']}: {turn['verdict']}, {turn['sentence']}" if turn else "no cycle yet"]
+    if waits: text.append(f"waits for validation: `retrain-nb validate {waits['run']} --key FILE`, then `retrain-nb cycle`")
+    if left: text.append(_spare(left))
+    if shadows: text += [f"other procedures as of {shadows['as_of'][:10]}, against `{shadows['procedure']}`:", *(f"  {s['outcome']:<12} {s['reason']}" for s in shadows["challengers"])]
+    if shadows and shadows["waiting"]: text.append(f"  no shadow, for want of budget: {', '.join(shadows['waiting'])}")
     return done, "\n".join([*text, "", table(runs), "", f"all reports: {done['reports']}"]), 0
 
 # %% ../../nbs/faces/51_daily.ipynb #051111e5

@@ -64,6 +64,10 @@ def _rows(connection:Connection, name:str) -> Iterator[tuple]:
     columns:list[Any] = [sa.column(c) for c in auditor.COLUMNS[name]]
     return (tuple(row) for row in connection.execute(sa.select(*columns).select_from(sa.table(name)).order_by(*columns[:2])))
 
+def _kept(book:Workbench, digest:str) -> bytes:
+    "An artifact; what is missing or changed was found where files are read, and is an `OSError` here"
+    try: return book.artifacts.get(digest)
+    except RetrainError as e: raise OSError(e.cause) from e
 def _check_kept(
     book:Workbench,        # Any
     found:auditor.Ledger   # Knows what is named
@@ -81,6 +85,7 @@ def _check_kept(
         try: fault = auditor.provenance_fault(book.artifacts.get(digest), model, reign.key) if reign else "is older than the ledger's first key"
         except VerificationError: continue # Said above
         if fault: found.find("bad provenance", seq, f"The provenance {digest} that entry {seq} names {fault}.")
+    auditor.check_attestations(found, lambda digest: _kept(book, digest))
 
 def audit_book(
     book:Workbench,            # Any

@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 from ..digest import short
 from ..records import RetrainError, UsageError
 from ..services.workbench import Workbench
+from ..settings import MAIN
 from ..stores import catalog, database, ledger
 from ..windows import iso
 
@@ -59,7 +60,7 @@ def _refused(connection:Connection, seq:int) -> list[dict[str, Any]]: # `entry`,
 # %% ../../nbs/loop/44_history.ipynb #3be2afbd
 def _evidence(connection:Connection, run:str, snapshot:str) -> dict[str, Any]:
     "What the decision rests on"
-    return {**_row(connection, "run", run, "recipe", "notebook", "record", "report", "metrics"),
+    return {**_row(connection, "run", run, "recipe", "notebook", "record", "report", "metrics", "validation"),
             **_row(connection, "snapshot", snapshot, "rows", "start", "end", "source")}
 
 def _row(connection:Connection, kind:str, id:str, *names:str) -> dict[str, Any]:
@@ -72,11 +73,12 @@ def _row(connection:Connection, kind:str, id:str, *names:str) -> dict[str, Any]:
 def live(
     book:Workbench, # Where
     at:datetime     # UTC
-) -> dict[str, Any]: # `at`, `model`, `run`, `snapshot`, `since`, `until`, `decision`, `by`, `reason`, `previous`, `verdict`, `safeguards`, `evidence`, `entry`, `refused`
+) -> dict[str, Any]: # `at`, `model`, `run`, `snapshot`, `since`, `until`, `decision`, `procedure`, `by`, `reason`, `previous`, `verdict`, `safeguards`, `evidence`, `entry`, `refused`
     "What served at a moment, and all that is known about why; `model` is `None` before the first one"
     with database.reading(book.engine) as connection:
         reign = _reign(connection, iso(at))
         told = {name: reign.get(name) for name in ("model", "run", "snapshot", "decision", "by", "reason", "previous", "verdict", "until")}
+        told["procedure"] = (reign.get("procedure") or MAIN) if reign.get("model") else None
         seq = reign.get("seq")
         leaf = connection.execute(ledger.table.select().where(ledger.table.c.seq == seq)).mappings().one()["leaf"] if seq else None
         return {"at": iso(at), **told, "since": reign.get("as_of"), "safeguards": safeguards(reign.get("verdict")),
@@ -98,12 +100,13 @@ STEPS = (Step("snapshot.frozen", "snapshot", "snapshot", "source", "adapter"),
          Step("run.planned", "run", "run", "snapshot", "snapshot"), Step("run.planned", "run", "run", "recipe", "recipe"),
          Step("run.planned", "run", "run", "settings", "settings"), Step("run.planned", "run", "run", "model", "champion", ("compared with", "compared by")),
          Step("run.planned", "run", "run", "cycle", "cycle", ("part of", "began")), *(Step("run.ended", made, made, "run", "run")
-         for made in ("model", "notebook", "record", "provenance", "diff", "source_code")))
+         for made in ("model", "notebook", "record", "provenance", "diff", "source_code")),
+         Step("run.validated", "attestation", "attestation", "run", "run"))
 ROLES = {"champion": "model", "previous": "model", "adapter": "source"} # Fields whose name is not the kind of what they name
 
 # %% ../../nbs/loop/44_history.ipynb #849029b3
-SAYS = {"run": ("as_of", "state", "outcome", "decision", "report"), "model": ("outcome", "decision"), "snapshot": ("rows", "start", "end"),
-        "cycle": ("as_of", "outcome"), "recipe": ("view", "view_code", "contract", "policy", "trainer", "seed", "code", "environment", "commit", "dirty")}
+SAYS = {"run": ("as_of", "state", "outcome", "decision", "validation", "report"), "model": ("outcome", "decision"), "snapshot": ("rows", "start", "end"),
+        "cycle": ("as_of", "outcome"), "recipe": ("view", "view_code", "contract", "policy", "trainer", "seed", "code", "environment", "commit", "dirty", "procedure")}
 
 def _says(book:Workbench, connection:Connection, kind:str, id:str) -> dict[str, Any]:
     "What is known about a thing, in a few words"

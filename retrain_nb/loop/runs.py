@@ -15,7 +15,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from pathlib import Path
@@ -24,13 +24,14 @@ from typing import Any
 from ..digest import canonical, digest, short
 from ..durable import write_atomic
 from ..records import PASS, DataError, Recipe, UsageError, Verdict, as_json, from_json
-from . import custody
+from . import custody, holdout
 from .deliver import deliver
 from ..services import profile, provenance, render, tracking
-from ..services.execute import MARKER, REFUSAL, Execution, execute, progress
+from ..services.execute import MARKER, REFUSAL, SCORED, Execution, execute, progress
 from ..services.workbench import Workbench
 from ..stores import catalog, ledger, origin
 from ..stores.pages import check_parameters, page_code, read_cells, read_parameters
+from ..settings import MAIN
 from ..tasks import told
 from ..windows import iso, parse_time
 
@@ -41,7 +42,8 @@ def keep_origin(
     page:Path           # Its notebook
 ) -> dict[str, Any]:    # Digests of what was kept, and of the lock files, for `run.planned`
     "Keep what the recipe knows by digest"
-    packages, entries = canonical(origin.environment()), (book.settings.features.view, book.settings.source.rows)
+    views = dict.fromkeys([book.settings.features.view, *(p.view for p in book.settings.procedure.values() if p.view)])
+    packages, entries = canonical(origin.environment()), (*views, book.settings.source.rows)
     commit, dirty, changes = origin.repository(book.root, book.written)
     if (digest(packages), commit, dirty) != (recipe.environment, recipe.commit, recipe.dirty):
         raise DataError("the packages or the repository changed while this run was planned.", "Run it again once nobody writes there.")
@@ -61,6 +63,7 @@ class Plan:
     recipe:Recipe|None          # For pages that train
     code:str                    # Digest of the notebook's code
     origin:dict[str, Any]       # What `keep_origin` gave: where the parts of the recipe are kept
+    holdout:dict[str, Any]      # What the test rows are asked, and at which level; empty for a page that decides nothing
 
 # %% ../../nbs/loop/42_runs.ipynb #2ca4fa03
 def page_path(
@@ -84,19 +87,27 @@ def plan(
     page = page_path(book, name)
     declared = read_parameters(page)
     wanted = {k: v for k, v in check_parameters(declared, given).items() if k in given}
-    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "settings": book.freeze_policy(), "seed": book.settings.trainer.seed}
-    recipe, kept = None, dict[str, Any]()
+    house:dict[str, Any] = {"root": ".", "as_of": iso(parse_time(str(wanted.get("as_of") or iso(as_of)))), "seed": book.settings.trainer.seed}
+    house["procedure"] = str(wanted.get("procedure") or book.procedure) if "procedure" in declared else MAIN
+    one, recipe, kept, looks = book.following(house["procedure"]), None, dict[str, Any](), dict[str, Any]()
+    whose:Any = book if "record" in declared else one # A page that goes on from a record looks at all procedures
+    house["settings"] = whose.freeze_policy()
+    if wanted.get("alpha"): raise UsageError("nobody chooses the level of one decision.", "Section [holdout] of settings.ini says for how many an alpha has to last.")
     if "snapshot" in declared:
         moment = parse_time(house["as_of"])
         rows = book.snapshots.describe(str(wanted["snapshot"])) if wanted.get("snapshot") else book.freeze(moment, datetime.now(UTC))
         house |= {"snapshot": rows.digest, "champion": wanted.get("champion") or (book.ask(catalog.champion) or {}).get("model", "")}
-        recipe = book.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])))
-        book.artifacts.put(canonical(as_json(recipe)), "recipe")
-        kept = keep_origin(book, recipe, page)
+        recipe = one.recipe(moment, rows, str(house["champion"]), int(wanted.get("seed", house["seed"])), procedure=house["procedure"])
     parameters = check_parameters(declared, {**{k: v for k, v in house.items() if k in declared}, **{k: v for k, v in wanted.items() if v != ""}})
     code = page_code(page)
-    what = {"code": code, "parameters": {k: v for k, v in parameters.items() if k != "folder"}, "recipe": as_json(recipe)}
-    return Plan(f"{name}-{short(digest(what))}", page, parameters, recipe, code, kept)
+    def what() -> str: return digest({"code": code, "parameters": {k: v for k, v in parameters.items() if k != "folder"}, "recipe": as_json(recipe)})
+    if recipe and "alpha" in declared: # Such a page decides
+        alpha, looks = holdout.allow(book, recipe, what(), "refresh" if recipe.champion else "bootstrap")
+        recipe, parameters = replace(recipe, alpha=alpha), {**parameters, "alpha": alpha or 0.0}
+    if recipe:
+        book.artifacts.put(canonical(as_json(recipe)), "recipe")
+        kept = keep_origin(whose, recipe, page)
+    return Plan(f"{name}-{short(what())}", page, parameters, recipe, code, kept, looks)
 
 # %% ../../nbs/loop/42_runs.ipynb #b296bfbb
 def mark_lost(
@@ -107,7 +118,7 @@ def mark_lost(
     for run in dead:
         began = f"its lease ran to {run['lease_until']}" if run["state"] == "running" else "it was planned and never began"
         cause = f"the process that ran it ended without a word; {began}"
-        book.append("run.ended", f"{run['run']}:ended", {"run": run["run"], "state": "lost", "cause": cause, "outcome": None}, datetime.now(UTC))
+        book.append("run.ended", f"{run['run']}:ended", {"run": run["run"], "state": "lost", "cause": cause, "outcome": None, "looked": run["state"] == "running"}, datetime.now(UTC))
     return [run["run"] for run in dead]
 
 # %% ../../nbs/loop/42_runs.ipynb #5e88a4f5
@@ -144,7 +155,7 @@ def _ended(book:Workbench, run:str, folder:Path, done:Execution, recipe:Recipe|N
     verdict = left.get("verdict")
     kept = {name: book.artifacts.put(path.read_bytes(), kind) for name, path, kind in
             (("notebook", Path(done.notebook or "-"), "notebook"), ("record", folder/MARKER, "record")) if path.is_file()}
-    return {"run": run, "state": "failed" if doubt else done.state, "cause": doubt or done.cause, "cell": done.cell, "section": done.section, "seconds": round(done.seconds, 3),
+    return {"run": run, "looked": (folder/SCORED).is_file(), "state": "failed" if doubt else done.state, "cause": doubt or done.cause, "cell": done.cell, "section": done.section, "seconds": round(done.seconds, 3),
             "cpu_seconds": round(done.cpu_seconds, 3), "kernel_start_cpu_seconds": round(done.kernel_start_cpu_seconds, 3), "peak_mb": round(done.peak_mb, 1),
             "outcome": verdict["outcome"] if verdict else None, "verdict": verdict, "model": left.get("model", ""),
             "metrics": left.get("evaluation", {}).get("candidate", {}), **{k: kept.get(k, "") for k in ("notebook", "record")},
@@ -177,12 +188,13 @@ def run_page(
     if old is not None: return old
     folder, now = book.reports/run, datetime.now(UTC)
     body = {"run": run, "page": planned.page.stem, "recipe": digest(as_json(planned.recipe)) if planned.recipe else "", "parameters": planned.parameters,
-            "as_of": planned.parameters.get("as_of", ""), "cycle": cycle, "code": planned.code, **planned.origin}
+            "as_of": planned.parameters.get("as_of", ""), "cycle": cycle, "code": planned.code, **planned.origin, **({"holdout": planned.holdout} if planned.holdout else {})}
     book.append("run.planned", f"{run}:planned", body, now)
     limit = book.settings.run.timeout_minutes*60
     book.append("run.started", f"{run}:started", {"run": run, "attempt": 1, "pid": os.getpid(), "host": digest(socket.gethostname())[:8],
                 "lease_until": iso(now + timedelta(seconds=limit + 60)), "machine": origin.machine()}, now)
     folder.mkdir(parents=True, exist_ok=True)
+    (folder/SCORED).unlink(missing_ok=True)
     parameters = {**planned.parameters, **({"folder": folder.relative_to(book.root).as_posix()} if "folder" in planned.parameters else {})}
     done = execute(planned.page, parameters, folder, book.root, limit, lambda event: say(progress(event)) if event["event"] == "start" else None)
     ended, over = _ended(book, run, folder, done, planned.recipe), datetime.now(UTC)
@@ -196,13 +208,15 @@ def header(
     decision:dict[str, Any],  # What the loop made of it: `did`, `sentence`, perhaps `verdict`
     checkpoint:str,           # The ledger's newest: a reader who keeps it can hold us to it
     title:str,                # Of the workbench
+    looks:dict[str, Any],     # What `run.planned` says of the test rows; may be empty
     profiled:bool=True        # Whether a profile of the rows lies, or will lie, beside it
 ) -> dict[str, Any]:          # What `render.report` takes
     "The top of a report: what was decided, on which grounds, and where it comes from"
     given = run["parameters"] or {}
     facts = {"run": run["run"], "as of": run["as_of"], "candidate": short(run["model"] or ""), "champion before": short(given.get("champion", "")) or "none",
              "snapshot": short(given.get("snapshot", "")), "recipe": short(run["recipe"] or ""), "seed": given.get("seed"),
-             "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
+             "test rows": f"decision {looks['number']} on them, at level {looks['alpha']:.3g}" if "number" in looks else "",
+             "validation": run.get("validation") or "", "took": f"{run['seconds'] or 0:.1f} s, at most {run['peak_mb'] or 0:,.0f} MB"}
     links = {**({"profile of the rows": "profile.html"} if profiled else {}), **({"the page as run": f"{run['page']}.ipynb"} if run["notebook"] else {})}
     numbers = {metric.replace("_", " "): told(metric, e["value"]) for metric, e in (run["metrics"] or {}).items()}
     return {"title": f"{title}: {run['page']} as of {run['as_of'][:10]}", "state": run["state"], "cause": run["cause"] or "", "decision": decision,
@@ -239,8 +253,9 @@ def publish(
     done, folder, settings = book.ask(catalog.run, run), book.reports/run, book.settings
     profiled, (_, note) = bool(settings.run.profile_rows and done["parameters"].get("snapshot")), book.ask(ledger.last_head)
     page, out = folder/f"{done['page']}.ipynb", folder/"report.html"
+    looks = book.ask(ledger.find_key, f"{run}:planned").body.get("holdout") or {}
     say("writing the report")
-    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name, profiled), out), say)
+    _try("report", lambda: render.report(page if page.is_file() else None, header(done, decision, note, settings.workbench.name, looks, profiled), out), say)
     if out.is_file(): _keep_report(book, run, out.read_bytes())
     _try("mirror", lambda: send_mirror(book, done, decision), say)
     if profiled: _try("profile", lambda: profile_snapshot(book, done["parameters"]["snapshot"], hidden_in(book, done), folder/"profile.html", say), say)

@@ -9,13 +9,13 @@ mail: matplotlib without `pyplot`, so that no global state and no window can get
 # %% auto #0
 __all__ = ['WIDTH', 'DOTS', 'COLOURS', 'MANY', 'INK', 'MUTED', 'GRID', 'CANDIDATE', 'RIVAL', 'TRAIN', 'TEST', 'OUTCOME', 'HELP',
            'SHADES', 'REACH', 'GOALS', 'SEEN', 'Picture', 'periods', 'shares_of', 'stream', 'ripeness', 'rail_colour',
-           'rails', 'daily', 'calibration', 'importance']
+           'rails', 'daily', 'calibration', 'importance', 'race']
 
 # %% ../../nbs/services/34_figures.ipynb #a4b6e6fa
 import importlib
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
@@ -393,4 +393,25 @@ def importance(
     ax.grid(False)
     unused = sum(gain == 0 for _, gain in pairs)
     if unused: ax.set_xlabel(f"share of the total gain; {unused} more never used", fontsize=8, color=MUTED)
+    return picture
+
+# %% ../../nbs/services/34_figures.ipynb #03380a44
+def race(
+    days:Sequence[Any], # In order of time, each with `day`, `n` and `loss`, a procedure's mean loss by its name
+    champion:str        # Its procedure
+) -> Picture:
+    "What following each other procedure would have saved so far, against the champion's"
+    from itertools import accumulate
+    both = {name: [d for d in days if name in d.loss and champion in d.loss] for name in dict.fromkeys(n for d in days for n in d.loss) if name != champion}
+    saved = {name: list(accumulate(d.n*(d.loss[champion] - d.loss[name]) for d in of)) for name, of in both.items() if of}
+    ahead = [name for name in saved if saved[name][-1] > 0]
+    first = max(ahead, key=lambda name: saved[name][-1], default="")
+    finding = f"`{first}` would have saved {saved[first][-1]:,.3g} in loss over {counted(len(both[first]), 'day')}" if ahead else f"No other procedure would have lost less than `{champion}`"
+    picture, (ax,) = _panels(finding if saved else "No other procedure was scored yet", 2.6)
+    ax.axhline(0, color=MUTED, linewidth=0.8)
+    for name, values in saved.items(): ax.plot([_day(d.day) for d in both[name]], values, color=CANDIDATE if name == first else RIVAL, linewidth=1.8)
+    if saved: _end_labels(ax, max(_day(of[-1].day) for of in both.values() if of), [(name, values[-1], CANDIDATE if name == first else RIVAL) for name, values in saved.items()])
+    ax.set_ylabel(f"loss less than `{champion}`, summed", color=MUTED, fontsize=8)
+    ax.locator_params(axis="y", nbins=4)
+    if saved: _dates(ax)
     return picture

@@ -49,7 +49,7 @@ class Questions:
     own:dict[str, Callable[..., Verdict]] = field(default_factory=dict) # Gates of one's own, by `module:name`
     cost:Callable[..., Any]|None = None # Labels and scores to what each row costs
 
-# %% ../../nbs/services/36b_plan.ipynb #1835c9d0
+# %% ../../nbs/services/36b_plan.ipynb #7002a512
 def _loaded(book:Any, key:str, name:str) -> Any:
     "What `module:name` names"
     try: return book.load(name)

@@ -14,7 +14,7 @@ import atexit
 import json
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from ..durable import write_atomic
 from ..records import INSUFFICIENT, PASS, Model, Recipe, Refusal, SettingsError, Verdict, VerificationError, as_json, counted, from_json
 from ..records import require as go_on
 from ..stages.evaluate import base_rate
-from ..stages.features import align
+from ..stages.features import align, fit_encoding
 from ..stages.gates import GatePolicy
 from ..stages.signals import labelled_by
 from ..stages.train import predict
+from ..tasks import class_list
 from ..windows import Split, parse_time
 
 # %% ../../nbs/services/36_session.ipynb #e30543f4
@@ -66,22 +67,36 @@ def open_session(
     champion:str="", # Digest of the model to beat; empty is the base rate
     settings:str="", # Digest of the settings as they were; empty reads `settings.ini`
     seed:int=0,      # The only source of randomness
-    folder:str=""    # Where the record goes, relative to the workbench; empty is a temporary folder
+    alpha:float=0.0, # One-sided level that the budget of the test rows left; 0 is that of [gates]
+    folder:str="",   # Where the record goes, relative to the workbench; empty is a temporary folder
+    procedure:str="" # Name of the procedure to follow; empty is the champion's. Settings as they were follow it already
 ) -> Session:
     "The session that these parameters name"
-    book = book.as_decided(settings)
+    procedure = procedure or book.procedure
+    book = book.as_decided(settings) if settings else book.following(procedure)
     moment = parse_time(as_of) if as_of else book.newest()
     rows = book.snapshots.describe(snapshot) if snapshot else book.freeze(moment, moment)
     out = book.root/folder if folder else _scratch()
-    return Session(book, book.recipe(moment, rows, champion, seed), rows, out)
+    return Session(book, book.recipe(moment, rows, champion, seed, alpha or None, procedure=procedure), rows, out)
 
 # %% ../../nbs/services/36_session.ipynb #76921d1d
+@patch
+def under(self:Session,
+    book:Any,     # A workbench that follows a procedure
+    procedure:str # Its name
+) -> Session:
+    "The session in which that procedure is followed, on the same rows, against the same champion"
+    recipe = book.recipe(self.as_of, self.snapshot, self.recipe.champion, self.recipe.seed, procedure=procedure)
+    return replace(self, book=book, recipe=recipe)
+
 @patch
 def _repr_markdown_(self:Session) -> str:
     "The recipe as a small table"
     r, s = self.recipe, self.split
     rows = {"recipe": short(digest(as_json(r))), "as of": r.as_of, "rows": f"{self.snapshot.rows:,} in snapshot {short(r.snapshot)}",
-            "train on": f"{s.train} ({counted(round(s.train.days), 'day')})", "judge on": f"{s.test} ({counted(round(s.test.days), 'day')})",
+            **({"procedure": r.procedure} if r.procedure else {}),
+            "train on": f"{s.train} ({counted(round(s.train.days), 'day')})" + (f", of which {counted(len(s.seasons), 'season')}" if s.seasons else ""), "judge on": f"{s.test} ({counted(round(s.test.days), 'day')})",
+            **({"at level": f"{r.alpha:.3g}, which the budget of these rows leaves to it"} if r.alpha else {}),
             "against": f"champion {short(r.champion)}" if r.champion else "the base rate, as there is no champion",
             "feature view": f"{r.view} ({short(r.view_code)})", "trainer": f"{r.trainer}, seed {r.seed}"}
     return "| | |\n|---|---|\n" + "\n".join(f"| {k} | {v} |" for k, v in rows.items())
@@ -100,7 +115,7 @@ def split_rows(self:Session,
 ) -> tuple[pd.DataFrame, pd.DataFrame]: # Rows with a label known at the cut; all rows due from the cut on
     "Rows to learn from, rows to judge on"
     source, split = self.book.settings.source, self.split
-    taught = split.train.contains(frame[source.time]) & labelled_by(frame, split.cut, source.label, source.label_time)
+    taught = split.teaches(frame[source.time]) & labelled_by(frame, split.cut, source.label, source.label_time)
     if until is not None: taught &= frame[source.time] < until
     withheld = [c for c in self.book.contract.withheld if c in frame]
     if withheld: frame = frame.drop(columns=withheld) # Not even `derive` of a view sees them
@@ -122,11 +137,37 @@ def champion(self:Session) -> Model|None:
 
 # %% ../../nbs/services/36_session.ipynb #ae33365b
 @patch
+def base(self:Session,
+    taught:pd.DataFrame # Training rows
+) -> Model|None:
+    "The model whose trees are kept, where the procedure goes on with one: the champion, if it answers the same question from the same view"
+    model = self.champion if self.book.settings.trainer.continued else None
+    if model is None or (model.view, model.target, model.task) != (self.book.view.name, self.label, self.task): return None
+    return model if model.classes == class_list(taught[self.label], self.task) else None
+
+@patch
+def encoding(self:Session,
+    taught:pd.DataFrame # Training rows
+) -> dict[str, Any]:    # Frozen, as JSON values
+    "The encoding of the model that is gone on with, or one learned from `taught`"
+    base = self.base(taught)
+    return base.encoding if base else fit_encoding(self.book.view, taught)
+
+@patch
+def trees(self:Session,
+    taught:pd.DataFrame # Training rows
+) -> str:               # LightGBM model text, or empty
+    "The trees that are gone on with"
+    base = self.base(taught)
+    return base.booster if base else ""
+
+@patch
 def rival(self:Session,
     taught:pd.DataFrame, # Training rows
     judged:pd.DataFrame  # Test rows
 ) -> pd.Series|pd.DataFrame: # One score per test row, named `champion` or `base rate`; with several classes a column for each
-    "What the champion, or the base rate, would have said"
+    "What the champion, or the base rate, would have said; from here on the test rows were looked at, and the folder says so"
+    write_atomic(self.folder/"scored.json", canonical({"recipe": digest(as_json(self.recipe))}))
     model = self.champion
     if model is None: scores = base_rate(taught[self.label], len(judged), self.task)
     elif model.task != self.task:
@@ -153,8 +194,9 @@ def unspoiled(
 # %% ../../nbs/services/36_session.ipynb #7202cd52
 @patch(as_prop=True)
 def gates(self:Session) -> GatePolicy:
-    "What the gates hold a candidate to"
-    return GatePolicy(**self.book.settings.gates.model_dump())
+    "What the gates hold a candidate to, at the level that is left to this decision"
+    policy = GatePolicy(**self.book.settings.gates.model_dump())
+    return replace(policy, alpha=self.recipe.alpha) if self.recipe.alpha else policy
 
 # %% ../../nbs/services/36_session.ipynb #7e2d1883
 @patch
@@ -176,20 +218,30 @@ def finish(self:Session,
 ) -> dict[str, Any]:   # The record
     "Keep the model, leave `record.json`, or show that it is the same as the one left before"
     made = self.book.artifacts.put(canonical(as_json(model)), "model")
-    record = {"recipe": as_json(self.recipe), "model": made, "evaluation": as_json(evaluation), "verdict": as_json(verdict)}
+    record = {"model": made, "evaluation": as_json(evaluation), "verdict": as_json(verdict)}
+    return {"model": short(made), "verdict": verdict.outcome, "record": self.leave(record)}
+
+@patch
+def leave(self:Session,
+    record:dict[str, Any], # What came out, by name
+    free:tuple[str, ...]=()# Names of what may differ the next time, such as how long it took
+) -> str:                  # Short digest of it
+    "Leave `record.json` with the recipe, or show that it is the same as the one left before"
+    record = {"recipe": as_json(self.recipe), **as_json(record)}
     path = self.folder/"record.json"
-    if path.exists(): _same(json.loads(path.read_bytes()), json.loads(canonical(record)))
+    if path.exists(): _same(json.loads(path.read_bytes()), json.loads(canonical(record)), [part for part in record if part not in ("recipe", *free)])
     else: write_atomic(path, canonical(record))
-    return {"model": short(made), "verdict": verdict.outcome, "record": short(digest(record))}
+    return short(digest({part: value for part, value in record.items() if part not in free}))
 
 # %% ../../nbs/services/36_session.ipynb #8e4a38d7
 def _same(
-    before:dict, # The record left before
-    now:dict     # The record of this run
+    before:dict,   # The record left before
+    now:dict,      # The record of this run
+    parts:list[str]# What must be equal
 ) -> None:
     "Refuse if two records differ in what came out; name the first thing"
-    for part in ("model", "evaluation", "verdict"):
-        if before[part] == now[part]: continue
+    for part in parts:
+        if before.get(part) == now[part]: continue
         changed = [k for k in now["recipe"] if before["recipe"].get(k) != now["recipe"][k]]
         why = f"The recipe differs in: {', '.join(changed)}." if changed else "The recipe is the same, so the trainer is not deterministic here."
         raise VerificationError(f"this run differs from the recorded one in its {part}.", why)

@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.metadata import version
@@ -38,7 +38,7 @@ from ..durable import write_atomic, write_once
 from ..events import LATEST
 from ..notes import Checkpoint, check_note, checkpoint_text, sign_note
 from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, counted, from_json
-from ..settings import EVENTS, POLICY, Settings, find_root, load_settings, policy
+from ..settings import EVENTS, MAIN, POLICY, Settings, find_root, follow, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
 from ..stages.signals import as_known_at, need_columns, need_dated, need_label, need_utc, training_frame
@@ -195,21 +195,23 @@ class _Pen:
     connection:Any   # The transaction
     at:datetime      # A label
     vouched:bool     # Whether the last head was seen to be ours, or need not be
-    wrote:bool=False # Whether there is anything new to sign
-    def vouch(self) -> None:
-        if not self.vouched:
-            self.vouched = True
-            self.book.vouch(self)
+    end:Any=None     # Where the ledger ends, once there is something new to sign
+    def vouch(self, end:Any=None) -> bool: # Whether that took an entry of its own
+        from retrain_nb.stores import ledger
+        if self.vouched: return False
+        self.vouched = True
+        return self.book.vouch(self, end or ledger.end(self.connection))
     def enter(self, kind:str, key:str, body:dict) -> Any:
         from retrain_nb.stores import catalog, ledger
         new = False
-        def vouch() -> None:
+        def vouch(end:Any) -> bool:
             nonlocal new
-            new = True
-            self.vouch()
+            new, self.end = True, self.end or end
+            return self.vouch(end)
         entry = ledger.append(self.connection, kind, key, body, iso(self.at), vouch)
-        if new: catalog.project(self.connection, entry.seq, entry.kind, entry.at, entry.body)
-        self.wrote |= new
+        if new:
+            self.end = replace(self.end, size=entry.seq)
+            catalog.project(self.connection, entry.seq, entry.kind, entry.at, entry.body)
         return entry
 
 # %% ../../nbs/services/33_workbench.ipynb #6ceb6a2c
@@ -226,7 +228,7 @@ def writing(self:Workbench,
             raise LockedError("the entry was not written: this process was silent for so long that another has taken over its work.", "Nothing is left to do; the other carries on.")
         pen, note = _Pen(self, connection, at, vouched=lost), ""
         yield pen
-        if pen.wrote: note = ledger.seal(connection, self.checkpoint)
+        if pen.end: note = ledger.seal(connection, self.checkpoint, pen.end)
     if note: self.signed[self.signer.vkey] = note # Durable by now
 
 
@@ -282,13 +284,13 @@ def checkpoint(self:Workbench,
 
 # %% ../../nbs/services/33_workbench.ipynb #28d6fdcc
 def _see_head(
-    connection:Any,     # A transaction that writes
-    last:tuple[int, str], # The newest head: how many entries it covers, and its note
-    named:Any           # The newest entry that names a key
+    end:Any,  # Where the ledger ends, and there is a signed head
+    named:Any # The newest entry that names a key
 ) -> None:
     "An error unless the newest head covers all entries and carries the signature of the key in force: what we sign next vouches for all before it"
     from retrain_nb.stores import ledger
-    if last[0] != (count := ledger.count(connection)): raise VerificationError(f"the ledger has {counted(count, 'entry', 'entries')}, and its newest signed head covers {last[0]:,}.", ledger.CURE)
+    last = end.last
+    if last[0] != end.size: raise VerificationError(f"the ledger has {counted(end.size, 'entry', 'entries')}, and its newest signed head covers {last[0]:,}.", ledger.CURE)
     keys = [named.body["vkey"], *([named.body["previous"]] if last[0] == named.seq and named.body["previous"] else [])] # A handing over is signed by who hands over
     try: check_note(last[1], keys)
     except VerificationError as e: raise VerificationError(f"the newest signed head of the ledger is not ours: {e.cause}", ledger.CURE) from e
@@ -296,12 +298,13 @@ def _see_head(
 # %% ../../nbs/services/33_workbench.ipynb #af8d5547
 @patch
 def vouch(self:Workbench,
-    pen:Any # That `writing` gives
-) -> None:
+    pen:Any, # That `writing` gives
+    end:Any  # Where the ledger ends
+) -> bool:   # Whether the key was entered
     "See that the last head covers every entry and was signed with our key; in a ledger that nobody has signed yet, enter the key"
     from retrain_nb.stores import ledger
-    last = ledger.last_head(pen.connection)
-    if last and last[1] == self.signed.get(self.signer.vkey) and last[0] == ledger.count(pen.connection): return # The very head that we signed last, and nothing after it
+    last = end.last
+    if last and last[1] == self.signed.get(self.signer.vkey) and last[0] == end.size: return False # The very head that we signed last, and nothing after it
     named = ledger.newest(pen.connection, "ledger.key")
     if last is None and named: raise VerificationError("the signed heads of the ledger are gone.", ledger.CURE)
     if last is None:
@@ -311,7 +314,8 @@ def vouch(self:Workbench,
     elif named is None or named.body["vkey"] != self.signer.vkey:
         raise VerificationError(f"the ledger is signed with the key {named.body['vkey'] if named else 'of nobody'}, and {self.key_path} is another.",
                                 "Name the right one under [ledger] key in settings.ini, or hand over to this one with `retrain-nb key`.")
-    else: _see_head(pen.connection, last, named)
+    else: _see_head(end, named)
+    return last is None
 
 # %% ../../nbs/services/33_workbench.ipynb #dfcff9a9
 @patch
@@ -443,7 +447,8 @@ def newest(self:Workbench) -> datetime: # UTC
 @patch
 def freeze_policy(self:Workbench) -> str: # Digest of the artifact
     "Keep the policy and the contract as they are now"
-    return self.artifacts.put(canonical({"policy": policy(self.settings), "contract": self.contract_text}), "settings")
+    others = {name: p.model_dump(mode="json", exclude_none=True) for name, p in self.settings.procedure.items()}
+    return self.artifacts.put(canonical({"policy": policy(self.settings), "contract": self.contract_text, **({"procedures": others} if others else {})}), "settings")
 
 # %% ../../nbs/services/33_workbench.ipynb #8c978fc5
 @patch
@@ -453,8 +458,23 @@ def as_decided(self:Workbench,
     "This workbench with its policy and contract as they were"
     if not frozen: return self
     kept = json.loads(self.artifacts.get(frozen))
-    settings = Settings.model_validate({**self.settings.model_dump(mode="json", exclude=set(POLICY)), **kept["policy"]})
+    rest = self.settings.model_dump(mode="json", exclude={*POLICY, "procedure"})
+    settings = Settings.model_validate({**rest, **kept["policy"], "procedure": kept.get("procedures", {})})
     return Workbench(self.root, settings, kept["contract"], self.snapshots, self.artifacts, self.held)
+
+@patch
+def following(self:Workbench,
+    name:str # Of a procedure; `main` is what the main sections say
+) -> Workbench:
+    "This workbench as one in which there is only this procedure"
+    return Workbench(self.root, follow(self.settings, name), self.contract_text, self.snapshots, self.artifacts, self.held, self.signed)
+
+@patch(as_prop=True)
+def procedure(self:Workbench) -> str:
+    "The champion's procedure, as the ledger tells it; `main` before there is one, and where settings no longer name it"
+    from retrain_nb.stores import catalog
+    name = (self.ask(catalog.champion) or {}).get("procedure") or MAIN
+    return name if name in self.settings.procedure else MAIN
 
 # %% ../../nbs/services/33_workbench.ipynb #7c264daf
 @patch
@@ -473,7 +493,9 @@ def recipe(self:Workbench,
     as_of:datetime,    # UTC
     snapshot:Snapshot, # The rows
     champion:str,      # Digest of the model to compare with, or empty
-    seed:int           # The only source of randomness
+    seed:int,          # The only source of randomness
+    alpha:float|None=None, # One-sided level of the decision; none is that of [gates]
+    procedure:str=MAIN # Name of the procedure that this workbench follows
 ) -> Recipe:
     "All that will determine the model"
     split, trainer, view = self.split(as_of, snapshot), self.settings.trainer, self.view
@@ -483,4 +505,4 @@ def recipe(self:Workbench,
         view=view.name, view_code=view_digest(view), train_start=iso(split.train.start), cut=iso(split.cut), end=iso(split.test.end),
         trainer=f"lightgbm {version('lightgbm')}", params=fixed_params({**trainer.params, "rounds": trainer.rounds}, trainer.threads, seed, self.settings.source.task),
         seed=seed, champion=champion, policy=digest(policy(self.settings)), environment=digest(origin.environment()),
-        code=origin.package_code(package), commit=commit, dirty=dirty)
+        code=origin.package_code(package), commit=commit, dirty=dirty, alpha=alpha, procedure="" if procedure == MAIN else procedure)

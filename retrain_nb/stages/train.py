@@ -139,10 +139,17 @@ def _lightgbm() -> Any:
 # %% ../../nbs/stages/12_train.ipynb #d520a250
 TRAINS = {task.objective: name for name, task in TASKS.items()} # LightGBM's objective to ours
 
+def _same_columns(text:str, names:list[str]) -> Any:
+    "The booster in `text`, if it knows the columns `names`"
+    model = _open(text)
+    if (own := model.feature_name()) != names: raise DataError(f"the model to go on with was trained on {', '.join(own)}, not on {', '.join(names)}.", "Encode with its own encoding, or begin anew.")
+    return model
+
 def train(
     X:"pd.DataFrame",     # (n, p) encoded features, rows in a fixed order
     y:"pd.Series",        # (n,) labels: 0 and 1, classes, or numbers
-    params:dict[str, Any] # What `fixed_params` gave
+    params:dict[str, Any],# What `fixed_params` gave
+    trees:str=""          # Model text whose trees are kept, and to which `rounds` more are added; its encoding made `X`
 ) -> str:                 # LightGBM model text
     "Train a LightGBM model; equal input, equal bytes"
     task = TRAINS.get(str(params.get("objective")), "binary")
@@ -156,7 +163,7 @@ def train(
     tree = {k: v for k, v in params.items() if k != "rounds"} | ({"num_class": int(label.max()) + 1} if task == "multiclass" else {})
     try:
         rows = lgb.Dataset(numbers, label, feature_name=names, categorical_feature=categorical, params=tree)
-        return lgb.train(tree, rows, num_boost_round=params["rounds"]).model_to_string()
+        return lgb.train(tree, rows, num_boost_round=params["rounds"], init_model=_same_columns(trees, names) if trees else None).model_to_string()
     except lgb.basic.LightGBMError as e: raise SettingsError(f"LightGBM refused: {e}.", "Look at [trainer] in the settings.") from e
 
 # %% ../../nbs/stages/12_train.ipynb #476a20b8

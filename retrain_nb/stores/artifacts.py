@@ -28,7 +28,7 @@ from ..windows import parse_time
 # %% ../../nbs/stores/21_artifacts.ipynb #da75da43
 KINDS = {"model": "json", "recipe": "json", "settings": "json", "contract": "toml", "notebook": "json", "report": "html", "profile": "html",
          "record": "json", "evaluation": "json", "verdict": "json", "parameters": "json", "environment": "json", "code": "json", "diff": "json",
-         "provenance": "json", "bundle": "json", "lineage": "json", "checkpoint": "text"}
+         "provenance": "json", "attestation": "json", "bundle": "json", "lineage": "json", "checkpoint": "text"}
 
 # %% ../../nbs/stores/21_artifacts.ipynb #4a9226a6
 def check_format(

@@ -45,11 +45,11 @@ JSON = sa.JSON(none_as_null=True)
 SNAPSHOTS = _table("snapshots", "snapshot", text=(sa.Text, "as_of start end"), whole=(sa.BigInteger, "rows"), json=(JSON, "parts source"))
 MODELS = _table("models", "model", text=(sa.Text, "run outcome decision"), json=(JSON, "metrics"))
 CYCLES = _table("cycles", "cycle", text=(sa.Text, "as_of outcome run champion sentence"), json=(JSON, "verdict did"))
-CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_of previous decision by reason"), json=(JSON, "verdict"))
+CHAMPIONS = _table("champions", "entry", text=(sa.Text, "model run snapshot as_of previous decision by reason procedure"), json=(JSON, "verdict"))
 sa.Index("ix_champions_model", CHAMPIONS.c.model, CHAMPIONS.c.seq)
 REFUSALS = _table("refusals", "entry", text=(sa.Text, "model run as_of outcome reason"), json=(JSON, "verdict"))
 RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state planned_at started_at ended_at host"),
-              more=(sa.Text, "lease_until cause outcome model notebook record report decision reason decided"),
+              more=(sa.Text, "lease_until cause outcome model notebook record report decision reason decided validation"),
               whole=(sa.BigInteger, "attempt pid"), number=(sa.Double, "seconds cpu_seconds kernel_start_cpu_seconds peak_mb"),
               json=(JSON, "parameters cell verdict metrics"))
 MENTIONS = sa.Table("mentions", metadata, # A row for each name in an entry, whatever its kind
@@ -130,12 +130,16 @@ def _run_ended(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> N
     _put(connection, RUNS, body["run"], seq, {"state": body["state"], "ended_at": at, **_pick(body, *ENDED)}, {"at": at})
     if body.get("model"): _put(connection, MODELS, body["model"], seq, {}, {"at": at, **_pick(body, "run", "outcome", "metrics")})
 
+def _run_validated(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
+    "What somebody else found who looked at it again"
+    _put(connection, RUNS, body["run"], seq, {"validation": f"{body['result']}, {body['by']}"})
+
 # %% ../../nbs/stores/23_catalog.ipynb #be67d6cc
 def _outcome(body:dict[str, Any]) -> str|None: return (body.get("verdict") or {}).get("outcome") # Of the verdict that a decision rests on
 
 def _champion_set(connection:Connection, seq:int, at:str, body:dict[str, Any]) -> None:
     "A model began to serve"
-    cells = _pick(body, "run", "snapshot", "as_of", "previous", "decision", "verdict", "by", "reason")
+    cells = _pick(body, "run", "snapshot", "as_of", "previous", "decision", "verdict", "by", "reason", "procedure")
     _put(connection, CHAMPIONS, str(seq), seq, {}, {"at": at, "model": body["model"], **cells})
     _put(connection, MODELS, body["model"], seq, {"decision": body.get("decision")})
     _put(connection, RUNS, body.get("run"), seq, {**_pick(body, "decision", "reason"), "decided": _outcome(body)})
@@ -161,11 +165,11 @@ def _noted(seq:int, kind:str, body:dict[str, Any]) -> dict[sa.Table, list[dict[s
 
 # %% ../../nbs/stores/23_catalog.ipynb #4b9e89e4
 PROJECTIONS: dict[str, Callable[[Connection, int, str, dict[str, Any]], None]] = {
-    "snapshot.frozen": _snapshot_frozen, "run.planned": _run_planned, "run.started": _run_started, "run.ended": _run_ended,
+    "snapshot.frozen": _snapshot_frozen, "run.planned": _run_planned, "run.started": _run_started, "run.ended": _run_ended, "run.validated": _run_validated,
     "champion.set": _champion_set, "champion.kept": _champion_kept, "cycle.ended": _cycle_ended}
 
-_SEEN = {t: sa.select(t.c.seq).where(t.c.seq == sa.bindparam("number")).limit(1) for t in (MENTIONS, OUTBOX)} # Made once, as in the ledger
-_NOTE = {t: t.insert() for t in _SEEN}
+_NOTE = {(t, dialect): f"INSERT INTO {t.name} ({', '.join(t.c.keys())}) VALUES ({', '.join([mark]*len(t.c))}) ON CONFLICT DO NOTHING" # What was noted is noted
+         for t in (MENTIONS, OUTBOX) for dialect, mark in (("sqlite", "?"), ("postgresql", "%s"))}
 
 def _show(connection:Connection, seq:int, kind:str, at:str, body:dict[str, Any]) -> None:
     "Bring up to date what an entry of this kind makes or changes"
@@ -182,8 +186,7 @@ def project(
     "Bring the tables up to date with one entry"
     _show(connection, seq, kind, at, body)
     for table, rows in _noted(seq, kind, body).items():
-        there = rows and connection.execute(_SEEN[table], {"number": seq}).first()
-        if rows and not there: connection.execute(_NOTE[table], rows)
+        if rows: connection.exec_driver_sql(_NOTE[table, connection.dialect.name], [tuple(row[c] for c in table.c.keys()) for row in rows])
 
 # %% ../../nbs/stores/23_catalog.ipynb #d96a6b37
 class Recorded(Protocol):

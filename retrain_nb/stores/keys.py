@@ -14,6 +14,7 @@ import base64
 import os
 import stat
 from dataclasses import InitVar, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class Signer:
     private:InitVar[Any]# The other half
     def __post_init__(self, private): object.__setattr__(self, "_private", private)
     def sign(self, data:bytes) -> bytes: return self._private.sign(data) # type: ignore[attr-defined] # 64 bytes
-    @property
+    @cached_property
     def vkey(self) -> str: return vkey(self.name, self.public) # For whoever checks notes
     @property
     def ssh(self) -> str: return ssh_public(self.public, self.name) # For whoever checks with ssh-keygen

@@ -10,14 +10,15 @@ signed before. Order is the number, never the clock."""
 
 # %% auto #0
 __all__ = ['metadata', 'table', 'nodes', 'heads', 'CURE', 'CONTROL', 'Entry', 'entry_leaf', 'parse_body', 'entries', 'count',
-           'find_key', 'newest', 'need_key', 'need_label', 'append', 'find', 'last_head', 'head', 'seal', 'proof',
-           'extension', 'plant']
+           'find_key', 'newest', 'End', 'end', 'need_key', 'need_label', 'append', 'find', 'last_head', 'head', 'seal',
+           'proof', 'extension', 'plant']
 
 # %% ../../nbs/stores/22_ledger.ipynb #8a033bc8
 import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -80,9 +81,9 @@ def parse_body(
     return json.loads(text, parse_int=lambda digits: int(digits) if abs(int(digits)) < 2**53 else float(digits))
 
 # %% ../../nbs/stores/22_ledger.ipynb #77ecb0b4
-def _entry(row:Any) -> Entry: # One row of the table
+def _entry(seq:int, kind:str, key:str, at:str, body:str, leaf:str) -> Entry: # As the table has them
     "The record of a row"
-    return Entry(seq=row.seq, kind=row.kind, key=row.key, at=row.at, body=parse_body(row.body), leaf=row.leaf)
+    return Entry(seq=seq, kind=kind, key=key, at=at, body=parse_body(body), leaf=leaf)
 
 def entries(
     connection:Connection, # Any transaction
@@ -91,10 +92,9 @@ def entries(
 ) -> list[Entry]:          # In order
     "What happened, oldest first"
     query = sa.select(table).where(table.c.seq > after).order_by(table.c.seq)
-    return [_entry(row) for row in connection.execute(query if kind is None else query.where(table.c.kind == kind))]
+    return [_entry(*row) for row in connection.execute(query if kind is None else query.where(table.c.kind == kind))]
 
 # %% ../../nbs/stores/22_ledger.ipynb #322f24a9
-_NAMED = sa.select(table).where(table.c.key == sa.bindparam("name")) # Made once: building a question takes as long as the answer
 _NEWEST = sa.select(table).where(table.c.kind == sa.bindparam("name")).order_by(table.c.seq.desc()).limit(1)
 
 def count(
@@ -108,8 +108,8 @@ def find_key(
     key:str                # Of one entry
 ) -> Entry|None:
     "The entry with this key, if there is one"
-    row = connection.execute(_NAMED, {"name": key}).one_or_none()
-    return None if row is None else _entry(row)
+    row = connection.execute(sa.select(table).where(table.c.key == key)).one_or_none()
+    return None if row is None else _entry(*row)
 
 def newest(
     connection:Connection, # Any transaction
@@ -117,18 +117,21 @@ def newest(
 ) -> Entry|None:
     "The last entry of a kind, if there is one"
     row = connection.execute(_NEWEST, {"name": kind}).one_or_none()
-    return None if row is None else _entry(row)
+    return None if row is None else _entry(*row)
 
 # %% ../../nbs/stores/22_ledger.ipynb #5ef86ba0
+_MARK = {"sqlite": "?", "postgresql": "%s"} # Where a value goes, for each driver
+
 def _subtrees(
     connection:Connection,            # Any transaction
     wanted:Iterable[tuple[int, int]]  # Level and index of each; level 0 are the entries themselves
 ) -> Callable[[int, int], bytes]:     # From level and index to the hash
     "Hashes of complete subtrees"
-    places = set(wanted)
-    low, high = [f"seq={i + 1}" for level, i in places if not level], [f"(level={level} AND idx={i})" for level, i in places if level]
-    asked = [*([f"SELECT 0, seq - 1, leaf FROM entries WHERE {' OR '.join(low)}"] if low else []), *([f"SELECT level, idx, hash FROM nodes WHERE {' OR '.join(high)}"] if high else [])]
-    rows = connection.exec_driver_sql(" UNION ALL ".join(asked)).all() if asked else []
+    places, mark = set(wanted), _MARK[connection.dialect.name]
+    low, high = sorted(i + 1 for level, i in places if not level), sorted(place for place in places if place[0])
+    asked = [*(["SELECT 0, seq - 1, leaf FROM entries WHERE " + " OR ".join([f"seq={mark}"]*len(low))] if low else []),
+             *(["SELECT level, idx, hash FROM nodes WHERE " + " OR ".join([f"(level={mark} AND idx={mark})"]*len(high))] if high else [])]
+    rows = connection.exec_driver_sql(" UNION ALL ".join(asked), (*low, *chain(*high))).all() if asked else []
     found = {(level, i): bytes.fromhex(text) for level, i, text in rows}
     if gone := sorted(places - found.keys()):
         raise VerificationError(f"the ledger's tree lacks the hash at level {gone[0][0]}, place {gone[0][1]}.", CURE)
@@ -136,6 +139,17 @@ def _subtrees(
 
 # %% ../../nbs/stores/22_ledger.ipynb #d9832d33
 CURE = "Keep this database as evidence; `retrain-nb verify` names the first bad entry."
+
+_INTO = {(t.name, dialect): f"INSERT INTO {t.name} ({', '.join(t.c.keys())}) VALUES ({', '.join([mark]*len(t.c))})"
+         for t in (table, nodes, heads) for dialect, mark in _MARK.items()} # Made once: to put the question together takes longer than the answer
+
+def _put(
+    connection:Connection, # A transaction that writes
+    table:str,             # Into which table
+    *rows:tuple            # Its columns, in their order
+) -> None:
+    "Add rows, with nothing between them and the driver"
+    connection.exec_driver_sql(_INTO[table, connection.dialect.name], list(rows))
 
 def _grow(
     connection:Connection, # The transaction that writes the entry
@@ -146,7 +160,7 @@ def _grow(
     if seq % 2: return # It stands alone so far
     get = _subtrees(connection, merkle.head_nodes(seq - 1))
     made = merkle.new_nodes(seq - 1, bytes.fromhex(leaf), get)
-    connection.execute(nodes.insert(), [{"level": level, "idx": i, "hash": found.hex()} for level, i, found in made])
+    _put(connection, "nodes", *((level, i, found.hex()) for level, i, found in made))
 
 # %% ../../nbs/stores/22_ledger.ipynb #f372a4bc
 def _take_pen(
@@ -155,7 +169,31 @@ def _take_pen(
     "Nobody else writes entries until this transaction ends"
     if connection.get_execution_options().get("reading"):
         raise UsageError("this transaction only reads.", "Append inside `engine.begin()`.")
-    if connection.dialect.name == "postgresql": connection.execute(sa.text("LOCK TABLE entries IN SHARE ROW EXCLUSIVE MODE"))
+    if connection.dialect.name == "postgresql": connection.exec_driver_sql("LOCK TABLE entries IN SHARE ROW EXCLUSIVE MODE")
+
+@dataclass(frozen=True)
+class End:
+    "Where the ledger ends; it stays there as long as we hold the pen"
+    size:int                  # How many entries there are
+    last:tuple[int, str]|None # What `last_head` says
+
+_LOOK = """SELECT (SELECT max(seq) FROM entries), h.size, h.note, e.seq, e.kind, e.key, e.at, e.body, e.leaf FROM (SELECT 1 AS one) AS one
+    LEFT JOIN (SELECT size, note FROM heads ORDER BY size DESC LIMIT 1) AS h ON 1=1 LEFT JOIN entries AS e ON e.key = """
+
+def _look(
+    connection:Connection, # A transaction that writes
+    key:str=""             # Of one entry; no entry has the empty one
+) -> tuple[End, Entry|None]: # The entry with this key, if there is one
+    "Take the pen, and see what the next entry depends on"
+    _take_pen(connection)
+    size, signed, note, *row = connection.exec_driver_sql(_LOOK + _MARK[connection.dialect.name], (key,)).one()
+    return End(size or 0, None if note is None else (signed, note)), _entry(*row) if row[0] is not None else None
+
+def end(
+    connection:Connection # A transaction that writes
+) -> End:
+    "Where the ledger ends, once nobody else can write any more"
+    return _look(connection)[0]
 
 # %% ../../nbs/stores/22_ledger.ipynb #4f398750
 def _same(
@@ -193,27 +231,24 @@ def need_label(
     raise UsageError(f"the time {str(at)[:60]!r} of a `{kind}` is no plain text of at most 40 characters.", "Give it as text, such as 2013-06-01T03:00:00Z.")
 
 # %% ../../nbs/stores/22_ledger.ipynb #8483657d
-_ENTER = table.insert()
-
 def append(
     connection:Connection, # A transaction that writes; the entry is durable when it commits
     kind:str,              # What kind of fact, such as `run.ended`
     key:str,               # Names this fact alone, such as `run:a1:1`
     body:dict[str, Any],   # The fact: JSON values only
     at:str,                # Label of time, ISO 8601
-    vouch:Callable[[], Any]=lambda: None # Called before a new entry is written, when nobody else can write any more
+    vouch:Callable[[End], Any]=lambda end: None # Called before a new entry is written, when nobody else can write any more; says whether it wrote one itself
 ) -> Entry:                # The new entry, or the one that says the same already
     "Write a fact down, once"
     if not isinstance(body, dict): raise UsageError(f"the body of `{key}` is a {type(body).__name__}.", "Use a dict.")
     need_key(kind, key)
     need_label(kind, at)
     text = canonical(body).decode()
-    _take_pen(connection)
-    if (before := find_key(connection, key)) is not None: return _same(before, kind, body)
-    vouch()
-    seq = count(connection) + 1
+    now, before = _look(connection, key)
+    if before is not None: return _same(before, kind, body)
+    seq = (end(connection) if vouch(now) else now).size + 1
     entry = Entry(seq=seq, kind=kind, key=key, at=at, body=parse_body(text), leaf=entry_leaf(seq, kind, key, at, text))
-    connection.execute(_ENTER, {"seq": seq, "kind": kind, "key": key, "at": at, "body": text, "leaf": entry.leaf})
+    _put(connection, "entries", (seq, kind, key, at, text, entry.leaf))
     _grow(connection, seq, entry.leaf)
     return entry
 
@@ -226,11 +261,9 @@ def find(
     meant = [table.c.key == text]
     if re.fullmatch(r"[0-9]{1,18}", text): meant.append(table.c.seq == int(text))
     if re.fullmatch(r"[0-9a-f]{4,64}", text): meant.append(table.c.leaf.startswith(text))
-    return [_entry(row) for row in connection.execute(sa.select(table).where(sa.or_(*meant)).order_by(table.c.seq))]
+    return [_entry(*row) for row in connection.execute(sa.select(table).where(sa.or_(*meant)).order_by(table.c.seq))]
 
 # %% ../../nbs/stores/22_ledger.ipynb #be111235
-_SIGN = heads.insert()
-
 def last_head(
     connection:Connection # Any transaction
 ) -> tuple[int, str]|None: # Number of entries it covers, and the signed note; `None` if nothing was ever signed
@@ -247,18 +280,20 @@ def head(
 
 # %% ../../nbs/stores/22_ledger.ipynb #5f7ddae7
 def seal(
-    connection:Connection,              # The transaction that wrote the entries
-    write:Callable[[int, bytes], str]   # From number of entries and head to the signed note
-) -> str:                               # The note
+    connection:Connection,             # The transaction that wrote the entries
+    write:Callable[[int, bytes], str], # From number of entries and head to the signed note
+    now:End|None=None                  # Where the ledger ends, if this transaction knows
+) -> str:                              # The note
     "Sign all entries there are"
-    size, last = count(connection), last_head(connection)
+    now = now or end(connection)
+    size, last = now.size, now.last
     if last and last[0] == size: return last[1]
     past = last[0] if last and last[0] <= size else 0
     get = _subtrees(connection, {*merkle.head_nodes(size), *merkle.head_nodes(past)})
     if last and (not past or merkle.head(past, get) != parse_checkpoint(last[1].split("\n\n")[0] + "\n").root):
         raise VerificationError(f"entries 1 to {last[0]} of the ledger are not those that were signed.", CURE)
     note = write(size, merkle.head(size, get))
-    connection.execute(_SIGN, {"size": size, "note": note})
+    _put(connection, "heads", (size, note))
     return note
 
 # %% ../../nbs/stores/22_ledger.ipynb #c0d875dc
