@@ -191,7 +191,7 @@ def influence(
     return float(loss.mean()), (loss - loss.mean())/len(y)
 
 # %% ../nbs/02b_tasks.ipynb #864c93f5
-UNITS = ("mae", "rmse") # Metrics in the unit of the label
+UNITS = ("mae", "rmse", "cost") # Metrics in a unit of their own
 
 def told(
     metric:str, # Such as `mae`

@@ -393,7 +393,7 @@ def evaluation_table(
     "The metrics of both models and their difference"
     e = evaluation
     show = lambda m, x: "" if x is None else f"{told(m, x.value)} ({told(m, x.low)} to {told(m, x.high)})"
-    lines = [f"| {m} | {' | '.join(show(m, of.get(m)) for of in (e.candidate, e.rival, e.difference))} |" for m in TASKS[e.task].metrics]
+    lines = [f"| {m} | {' | '.join(show(m, of.get(m)) for of in (e.candidate, e.rival, e.difference))} |" for m in dict.fromkeys([*TASKS[e.task].metrics, *e.candidate])]
     title = f"**{counted(e.n, 'row')} on {counted(e.days, 'day')}**, {_label_words(e)}, {e.unlabelled:,} without a label. Intervals cover {e.level:.0%}."
     head = f"| metric | candidate | {e.rival_name} | difference, positive is worse |\n|---|---|---|---|"
     return "\n".join([title, "", head, *lines])
