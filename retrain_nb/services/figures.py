@@ -28,7 +28,6 @@ from ..tasks import TASKS, told
 WIDTH = 7.0 # Inches; shown 700 pixels wide
 DOTS = 144  # Per inch, so that it is crisp on a good screen
 
-# %% ../../nbs/services/34_figures.ipynb #ac5b46fe
 COLOURS, MANY = 128, 4096 # Colours of a small picture; as many as this are left alone
 
 def _reduced(
@@ -219,7 +218,6 @@ def stream(
     if source.task == "multiclass" and len(table): _end_labels(rate, middle[-1], [(n, float(v.iloc[-1]), c) for c, (n, v) in zip(SHADES, lines.items())], volume)
     return picture
 
-# %% ../../nbs/services/34_figures.ipynb #7a24e441
 def _stream_words(ax:Any, table:Any, split:Any) -> None:
     "Say on the picture what the colours mean"
     ax.set_ylim(0, float(table.rows.max())*1.32)
@@ -312,7 +310,6 @@ def _day(text:str) -> datetime:
     if text.lstrip("-").isdigit(): return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=int(text))
     return datetime.fromisoformat(text)
 
-# %% ../../nbs/services/34_figures.ipynb #9e8c65b5
 GOALS = {"log_loss": "log loss", "mae": "absolute error"} # Metric to what it is called for one row
 
 def daily(
