@@ -227,3 +227,8 @@ def test_a_failed_check_decides_whatever_the_rails_say():
                                                         (Compared("champion", {"log_loss": GOOD, "auc": GOOD}), CHECKS, None)])
 def test_a_gate_that_crashes_is_insufficient(evaluation, checks, policy):
     for gate in (refresh, bootstrap, judge): assert gate(evaluation, checks, policy).outcome == INSUFFICIENT
+
+
+def test_a_rail_that_crashes_is_called_by_its_metric():
+    parts = {v.name: v for v in refresh(Compared("champion", {"log_loss": GOOD, "auc": "0.7"}), CHECKS, POLICY).leaves}
+    assert parts["auc"].outcome == INSUFFICIENT and "the check crashed" in parts["auc"].reason and parts["log_loss"].outcome == PASS

@@ -290,7 +290,7 @@ def refresh(
     policy:GatePolicy         # Its margins say which rails there are
 ) -> Verdict:                 # PASS only if all checks and all rails pass
     "May a newly trained model of the same procedure replace the champion?"
-    rails = [rail(metric, evaluation.difference, policy, evaluation.rival) for metric in policy.margins]
+    rails = [replace(rail(metric, evaluation.difference, policy, evaluation.rival), name=metric) for metric in policy.margins] # One that crashed has its name too
     if not rails: rails = [Verdict(name="rails", outcome=INSUFFICIENT, reason="no margin is set, so nothing guards against harm")]
     return combine("refresh", [*_given(checks, evaluation, "champion", policy), *rails])
 
