@@ -2,6 +2,7 @@
 import json
 import os
 import subprocess
+import sys
 
 import pytest
 
@@ -155,3 +156,9 @@ def test_what_a_hook_of_another_repository_left_in_the_environment_changes_no_an
               "GIT_CEILING_DIRECTORIES": tree, "GIT_LITERAL_PATHSPECS": "1"}
     for name in names: monkeypatch.setenv(name, str(places[name]))
     assert origin.repository(tree/"airline", ["store"]) == before
+
+
+def test_the_environment_is_the_same_once_setuptools_was_imported():
+    tell = "import sys; from retrain_nb.stores.origin import environment; before = environment(); import setuptools; assert any(p.endswith('_vendor') for p in sys.path); print(before == environment())"
+    done = subprocess.run([sys.executable, "-c", tell], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

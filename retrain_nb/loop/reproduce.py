@@ -120,10 +120,11 @@ def gather(
 ) -> dict[str, Any]:            # Bytes by name, and under `parts` the files of the snapshot; nothing where there is none
     "All that the run was made from and all that it made, checked"
     given, ended, kept = told.planned["parameters"], told.ended, list(told.planned.get("source_code") or [])
-    wanted = {"recipe": ("settings", told.planned["recipe"]), "settings": ("settings", given.get("settings")), "champion": ("data", given.get("champion")),
+    wanted = {"recipe": ("settings", told.planned["recipe"]), "settings": ("settings", given.get("settings")), "champion": ("data", given.get("champion")), "known": ("data", given.get("record")),
               "notebook": ("code", ended["notebook"]), "record": ("run", ended["record"]), "model": ("model", ended["model"]),
               **dict(zip(("modules", "packages"), zip(("code", "environment"), kept)))}
     have = {name: keep(found, what, name, partial(book.artifacts.get, d)) for name, (what, d) in wanted.items() if d}
+    if have.get("known"): have["shadows"] = {s["model"]: keep(found, "data", f"shadow {s['procedure']}", partial(book.artifacts.get, s["model"])) for s in json.loads(have["known"])["shadows"]}
     if given.get("snapshot"): have["parts"] = keep(found, "data", "snapshot", lambda: snapshot_files(book, given["snapshot"]))
     return have
 
@@ -203,7 +204,8 @@ def unpack(
     laid = {folder/"settings.ini": settings_text(kept["policy"]).encode(), folder/"contract.toml": kept["contract"].encode(), page: bare_page(have["notebook"])}
     laid |= {folder/module_path(name): text.encode() for name, text in modules.items()}
     laid |= {store/"snapshots"/name: data for name, data in (have.get("parts") or {}).items()}
-    laid |= {store/"artifacts"/given[name]: have[name] for name in ("settings", "champion") if given.get(name)}
+    laid |= {store/"artifacts"/given[parameter]: have[name] for parameter, name in (("settings", "settings"), ("champion", "champion"), ("record", "known")) if given.get(parameter)}
+    laid |= {store/"artifacts"/sha256: data for sha256, data in (have.get("shadows") or {}).items()}
     for path, data in laid.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

@@ -28,7 +28,8 @@ from ..records import RetrainError
 # %% ../../nbs/stores/24_origin.ipynb #61f6299b
 def environment() -> dict[str, str]: # Name to version, `python` included, in alphabetical order
     "The installed packages and the Python that runs them"
-    folders = [f for place in reversed(sys.path) for f in Path(place).glob("*.dist-info")] # What comes first on the path wins
+    places = [Path(place) for place in reversed(sys.path) if Path(place).name != "_vendor"] # What setuptools brings for itself is on the path only once it was imported
+    folders = [f for place in places for f in place.glob("*.dist-info")] # What comes first on the path wins
     found = dict(f.name.removesuffix(".dist-info").rsplit("-", 1) for f in folders if "-" in f.stem)
     named = {name.lower().replace("_", "-").replace(".", "-"): version for name, version in found.items()}
     return dict(sorted({**named, "python": platform.python_version()}.items()))
