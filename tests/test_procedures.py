@@ -107,6 +107,13 @@ def test_the_same_cycle_again_adds_nothing_and_every_run_was_shown(turned, capsy
     assert "takes over from" in switched and "would have saved" in (turned/"reports"/told(turned)[1]["run"]/"report.html").read_text()
 
 
+def test_what_the_shadows_said_and_what_took_over_can_be_reproduced(turned, capsys):
+    switched = [e.body["run"] for e in entries(turned) if e.kind == "champion.set"][1]
+    for run in (told(turned)[1]["run"], switched):
+        again = call(capsys, turned, "reproduce", run)[1]
+        assert (again["verdict"], again["differs"]) == ("REPRODUCED", [])
+
+
 def test_what_does_not_fit_into_the_budget_waits_and_comes_first(turned, tmp_path, capsys):
     root = Path(shutil.copytree(turned, tmp_path/"parcels"))
     with (root/"settings.ini").open("a") as f: f.write("[shadows]\nbudget_s = 0.0001\n")

@@ -38,7 +38,7 @@ from ..durable import write_atomic, write_once
 from ..events import LATEST
 from ..notes import Checkpoint, check_note, checkpoint_text, sign_note
 from ..records import DataError, LockedError, Recipe, RetrainError, SettingsError, UsageError, VerificationError, as_json, counted, from_json
-from ..settings import EVENTS, MAIN, POLICY, Settings, find_root, follow, load_settings, policy
+from ..settings import EVENTS, MAIN, POLICY, SWITCH, Settings, find_root, follow, load_settings, policy
 from ..promises import Contract, parse_contract
 from ..stages.features import FeatureView, view_digest
 from ..stages.signals import as_known_at, need_columns, need_dated, need_label, need_utc, training_frame
@@ -448,7 +448,8 @@ def newest(self:Workbench) -> datetime: # UTC
 def freeze_policy(self:Workbench) -> str: # Digest of the artifact
     "Keep the policy and the contract as they are now"
     others = {name: p.model_dump(mode="json", exclude_none=True) for name, p in self.settings.procedure.items()}
-    return self.artifacts.put(canonical({"policy": policy(self.settings), "contract": self.contract_text, **({"procedures": others} if others else {})}), "settings")
+    rivals = {"procedures": others, "switch": self.settings.champion.model_dump(mode="json", include=SWITCH)} if others else {}
+    return self.artifacts.put(canonical({"policy": policy(self.settings), "contract": self.contract_text, **rivals}), "settings")
 
 # %% ../../nbs/services/33_workbench.ipynb #8c978fc5
 @patch
@@ -459,7 +460,8 @@ def as_decided(self:Workbench,
     if not frozen: return self
     kept = json.loads(self.artifacts.get(frozen))
     rest = self.settings.model_dump(mode="json", exclude={*POLICY, "procedure"})
-    settings = Settings.model_validate({**rest, **kept["policy"], "procedure": kept.get("procedures", {})})
+    champion = {**rest["champion"], **kept.get("switch", {})}
+    settings = Settings.model_validate({**rest, **kept["policy"], "champion": champion, "procedure": kept.get("procedures", {})})
     return Workbench(self.root, settings, kept["contract"], self.snapshots, self.artifacts, self.held)
 
 @patch
