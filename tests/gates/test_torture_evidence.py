@@ -36,7 +36,7 @@ def test_one_class_in_the_holdout_is_insufficient_by_the_rarer_class(night):
 
 
 def test_one_class_in_the_training_rows_is_insufficient_by_the_rarer_class(night):
-    assert night(changed("late", lambda f: 0.0)).said == (INSUFFICIENT, {"training rarer class"})
+    assert night(changed("late", lambda f: 0.0)).said == (INSUFFICIENT, {"training rarer class", "training labels"})
 
 
 def eighteen(): # -> rows with eighteen late parcels in the whole test
