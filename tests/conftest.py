@@ -6,15 +6,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
-
-from retrain_nb.stores import ledger
 
 WITHOUT = "RETRAIN_NB_NO_POSTGRES"
 
@@ -85,15 +82,6 @@ def run_on(url, *statements):
     with engine.connect() as c:
         for statement in statements: c.exec_driver_sql(statement)
     engine.dispose()
-
-
-@contextmanager
-def undone(engine):
-    "A transaction as any other, but for its end: nothing stays, so that the next example of Hypothesis begins with an empty ledger too"
-    with engine.begin() as c:
-        assert ledger.entries(c) == []
-        yield c
-        c.rollback()
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import undone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transactions import undone
 
 from retrain_nb.mentions import mentions
 from retrain_nb.records import DataError, UsageError

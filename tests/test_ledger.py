@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import undone
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transactions import undone
 
 from retrain_nb.digest import canonical
 from retrain_nb.merkle import leaf_hash, root
