@@ -44,6 +44,7 @@ def _scores(book:Workbench, model:bytes, rows:Any) -> Any:
     check_text(read.booster)
     return predict(read.booster, align(book.view, read.encoding, rows), read.classes)
 
+# %% ../../nbs/loop/47b_validate.ipynb #fa46f18c
 def _constant(book:Workbench, frame:Any, recipe:dict[str, Any], n:int) -> Any:
     "What the base rate of the training labels says of `n` rows"
     import numpy as np
@@ -57,6 +58,7 @@ def _constant(book:Workbench, frame:Any, recipe:dict[str, Any], n:int) -> Any:
     shares = taught[s.label].astype("object").value_counts(normalize=True)
     return pd.DataFrame([shares.to_dict()]*n)
 
+# %% ../../nbs/loop/47b_validate.ipynb #8beca7cf
 def score_again(
     folder:Path,            # A workbench that holds what one run was made of, and its model as `model.json`
     recipe:dict[str, Any],  # As recorded
@@ -85,6 +87,7 @@ def _child() -> None:
     except Exception as e: said = {"error": f"{type(e).__name__}: {e}"[:2000]}
     os.write(out, json.dumps(said).encode())
 
+# %% ../../nbs/loop/47b_validate.ipynb #e13da8e8
 def _in_a_clean_process(
     told:Recorded,          # The run
     have:dict[str, Any],    # What `gather` gave
@@ -143,6 +146,7 @@ def need_validator(
     if (may := allowed(book)) and signer.public not in may:
         raise AccessError(f"{fingerprint(signer.public)} is none of the {len(may)} keys that may validate here.", f"[champion] validators names {book.settings.champion.validators}.")
 
+# %% ../../nbs/loop/47b_validate.ipynb #9d95e50c
 def validate(
     book:Workbench,  # Where
     run:str,         # Id of a run; see `find_run`
