@@ -78,6 +78,7 @@ Modules:
 - `retrain_nb.stages.tabular`: How do a million events lie in columns, and come back as what they were?
 - `retrain_nb.stages.teaching`: Can anything be learned from this window, or would the model know one class, or one season?
 - `retrain_nb.stages.train`: How do rows become a model, the same one every time?
+- `retrain_nb.statements`: How does one statement get to the database without a detour, and what does it mean if it fails?
 - `retrain_nb.stores.artifacts`: Is this the model that passed, to the last byte?
 - `retrain_nb.stores.catalog`: What serves now, which runs were there, and what was decided about them?
 - `retrain_nb.stores.database`: Which database, safely opened, at the right version?

@@ -768,7 +768,7 @@ def read_table(
         else: yield from connection.execute(f"SELECT {', '.join(COLUMNS[name])} FROM {name} ORDER BY 1, 2")
     except UNREADABLE as e: wrong.setdefault("damaged database", []).append(f"The table {name} cannot be read: {e}.")
 
-SCHEMAS = ("0001", "0002", "0003", "0004") # Versions of the database that this auditor knows
+SCHEMAS = ("0001", "0002", "0003", "0004", "0005") # Versions of the database that this auditor knows
 
 def newer_schema(
     connection:sqlite3.Connection # Of the database

@@ -1,4 +1,5 @@
 "Opening a database: new, old, newer, foreign, half-migrated, by many at once; on SQLite and PostgreSQL"
+import base64
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from alembic.script import ScriptDirectory
 
 from retrain_nb.digest import canonical
 from retrain_nb.records import RetrainError, UsageError, VerificationError
+from retrain_nb.statements import MARK, LostError, straight
 from retrain_nb.stores import database, events, ledger, turns
 from retrain_nb.stores.database import SCHEMA, open_database, reading, schema_version
 
@@ -121,6 +123,63 @@ def test_what_was_delivered_before_there_were_reasons_stays_delivered(database_u
     with reading(engine) as c:
         assert schema_version(c) == SCHEMA and c.execute(sa.select(database.deliveries)).all() == [(7, "openlineage", AT, None)]
     assert differences(engine, ledger.metadata, turns.metadata, database.metadata, events.metadata) == []
+    engine.dispose()
+
+
+def test_a_signed_ledger_of_schema_0004_is_carried_over_row_by_row(database_url):
+    engine, config = database._engine(database_url, 1), Config()
+    config.set_main_option("script_location", str(STEPS))
+    with engine.begin() as c:
+        config.attributes["connection"] = c
+        command.upgrade(config, "0004")
+    for i in range(5):
+        with engine.begin() as c:
+            ledger.append(c, "test.fact", f"k{i}", {"i": i, "text": "a:b %s ?"}, AT)
+            ledger.seal(c, lambda size, root: f"toy\n{size}\n{base64.b64encode(root).decode()}\n\nsigned")
+    def rows(engine):
+        with reading(engine) as c: return [c.execute(sa.select(t).order_by(*t.primary_key)).all() for t in (ledger.table, ledger.nodes, ledger.heads)]
+    before = rows(engine)
+    engine.dispose()
+    engine = open_database(database_url)
+    assert rows(engine) == before and [len(t) for t in before] == [5, 3, 5]
+    assert differences(engine, ledger.metadata, turns.metadata, database.metadata, events.metadata) == []
+    for what in ("UPDATE entries SET body='{}' WHERE seq=3", "DELETE FROM entries", "UPDATE heads SET note=''", "DELETE FROM heads"):
+        with pytest.raises(RetrainError, match="append-only"), engine.begin() as c: c.exec_driver_sql(what)
+    with engine.begin() as c: assert ledger.append(c, "test.fact", "k9", {}, AT).seq == 6
+    engine.dispose()
+
+
+def test_an_entry_touches_one_tree_for_each_table_and_each_index():
+    engine = open_database("sqlite://")
+    with reading(engine) as c:
+        trees = c.exec_driver_sql("SELECT tbl_name, count(*) FROM sqlite_master WHERE rootpage > 0 GROUP BY 1").all()
+    assert {name: n for name, n in trees if name in ledger.metadata.tables} == {"entries": 3, "heads": 1, "nodes": 1} # Rows, the key's, and kind's
+
+
+def test_what_goes_straight_to_the_driver_is_in_the_transaction_and_fails_in_words(database_url):
+    engine = open_database(database_url)
+    mark = MARK[engine.dialect.name]
+    with engine.connect() as c:
+        assert straight(c, "SELECT 1, 'a'") == [(1, "a")] and c.in_transaction()
+        straight(c, f"INSERT INTO heads (size, note) VALUES ({mark}, {mark})", (1, "a"), (2, "b"))
+        c.rollback()
+        assert straight(c, f"SELECT note FROM heads WHERE size={mark}", (1,)) == []
+    with pytest.raises(sa.exc.IntegrityError), engine.begin() as c:
+        for _ in range(2): straight(c, f"INSERT INTO heads (size, note) VALUES ({mark}, {mark})", (1, "a"))
+    with engine.begin() as c: straight(c, f"INSERT INTO heads (size, note) VALUES ({mark}, {mark})", (1, "a"))
+    with pytest.raises(RetrainError, match="an entry is never changed .*append-only"), engine.begin() as c:
+        straight(c, f"UPDATE heads SET note={mark}", ("b",))
+    engine.dispose()
+
+
+def test_a_line_that_breaks_under_a_straight_statement_is_a_lost_one(database_url):
+    if database_url.startswith("sqlite"): pytest.skip("SQLite has no line that could break")
+    engine = open_database(database_url)
+    with pytest.raises(LostError, match="not written twice"), engine.begin() as c:
+        pid = straight(c, "SELECT pg_backend_pid()")[0][0]
+        run(database_url, f"SELECT pg_terminate_backend({pid})")
+        straight(c, "SELECT 1")
+    with engine.begin() as c: assert straight(c, "SELECT 2") == [(2,)] # The pool was told, and has another
     engine.dispose()
 
 

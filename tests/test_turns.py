@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from retrain_nb.faces.cli import main
 from retrain_nb.records import LockedError
 from retrain_nb.services.workbench import open_workbench
+from retrain_nb.statements import LostError
 from retrain_nb.stores import catalog, ledger, turns
-from retrain_nb.stores.database import LostError, open_database, reading
+from retrain_nb.stores.database import open_database, reading
 from retrain_nb.stores.keys import make_key
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -242,7 +242,7 @@ def append_all(self:Workbench,
     at:datetime     # A label for people; order is by sequence
 ) -> list[Any]:     # The ledger's entries
     "Write entries and their projections under one signed head: all of it or nothing"
-    from retrain_nb.stores.database import LostError
+    from retrain_nb.statements import LostError
     facts = [(kind, key, as_json(body)) for kind, key, body in facts]
     for pause in (*PAUSES, None):
         try:

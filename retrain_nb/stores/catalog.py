@@ -24,6 +24,7 @@ from sqlalchemy.engine import Connection, Engine
 from ..digest import digest
 from ..mentions import mentions
 from ..records import DataError, UsageError
+from ..statements import MARK, straight
 
 # %% ../../nbs/stores/23_catalog.ipynb #6b18a1e5
 metadata = sa.MetaData()
@@ -54,12 +55,13 @@ RUNS = _table("runs", "run", text=(sa.Text, "page recipe as_of cycle state plann
               json=(JSON, "parameters cell verdict metrics"))
 MENTIONS = sa.Table("mentions", metadata, # A row for each name in an entry, whatever its kind
     sa.Column("name", NAME, primary_key=True), sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False, index=True),
-    sa.Column("role", sa.String(40), primary_key=True), sa.Column("kind", sa.String(64), nullable=False)) # The field, and what kind of entry
+    sa.Column("role", sa.String(40), primary_key=True), sa.Column("kind", sa.String(64), nullable=False), # The field, and what kind of entry
+    sqlite_with_rowid=False)
 OUTBOX = sa.Table("outbox", metadata, # A row for each entry that others are to hear of
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False), sa.Column("channel", sa.String(40), primary_key=True))
 
 # %% ../../nbs/stores/23_catalog.ipynb #d272a16e
-MEANING = 2 # Raise it when an entry comes to mean something else to the same columns
+MEANING = 3 # Raise it when an entry comes to mean something else to the same columns, or they are to be kept in another way
 
 def shape() -> str: # 64 hexadecimal digits
     "Digest of how the tables are defined"
@@ -169,7 +171,7 @@ PROJECTIONS: dict[str, Callable[[Connection, int, str, dict[str, Any]], None]] =
     "champion.set": _champion_set, "champion.kept": _champion_kept, "cycle.ended": _cycle_ended}
 
 _NOTE = {(t, dialect): f"INSERT INTO {t.name} ({', '.join(t.c.keys())}) VALUES ({', '.join([mark]*len(t.c))}) ON CONFLICT DO NOTHING" # What was noted is noted
-         for t in (MENTIONS, OUTBOX) for dialect, mark in (("sqlite", "?"), ("postgresql", "%s"))}
+         for t in (MENTIONS, OUTBOX) for dialect, mark in MARK.items()}
 
 def _show(connection:Connection, seq:int, kind:str, at:str, body:dict[str, Any]) -> None:
     "Bring up to date what an entry of this kind makes or changes"
@@ -186,7 +188,7 @@ def project(
     "Bring the tables up to date with one entry"
     _show(connection, seq, kind, at, body)
     for table, rows in _noted(seq, kind, body).items():
-        if rows: connection.exec_driver_sql(_NOTE[table, connection.dialect.name], [tuple(row[c] for c in table.c.keys()) for row in rows])
+        if rows: straight(connection, _NOTE[table, connection.dialect.name], *(tuple(row[c] for c in table.c.keys()) for row in rows))
 
 # %% ../../nbs/stores/23_catalog.ipynb #d96a6b37
 class Recorded(Protocol):
